@@ -112,6 +112,13 @@ HANG_UP_SECONDS = 0.4  # ... and for the threads whose sockets were then cut to 
 # --------------------------------------------------------------------------------- Events: what can be said, as bytes ----
 
 LEVELS = ("info", "success", "warning", "error")
+to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def refuse_line_breaks(*texts: str) -> None:
+    """Raises ValueError for what cannot be an event's type or ID."""
+    if re.search(r"[\r\n\0]", "".join(texts)):
+        raise ValueError("an event's type and ID are one line each, without NUL")
 
 
 def encode(event_type: str, data: str, event_id: str = "") -> bytes:
@@ -121,8 +128,7 @@ def encode(event_type: str, data: str, event_id: str = "") -> bytes:
     line break of the data (CR LF, LF or CR, and no other: U+2028 is text) starts a new `data` field, as WHATWG HTML,
     "Parsing an event stream", asks. Raises ValueError for a type or an ID with a line break or NUL.
     """
-    if re.search(r"[\r\n\0]", event_type + event_id):
-        raise ValueError("an event's type and ID are one line each, without NUL")
+    refuse_line_breaks(event_type, event_id)
     lines = [f"event: {event_type}", *(f"data: {line}" for line in re.split(r"\r\n|\r|\n", data))]
     if event_id:
         lines.append(f"id: {event_id}")
@@ -150,8 +156,9 @@ class Event:
     def __post_init__(self) -> None:
         if not self.type or {"type", "timestamp"} & set(self.fields):
             raise ValueError("an event has a type and fields; publishing adds `type` and `timestamp` to them")
-        text = json.dumps({"type": self.type, **self.fields}, ensure_ascii=False, allow_nan=False)
-        encode(self.type, text)
+        refuse_line_breaks(self.type)
+        text = to_json({"type": self.type, **self.fields})
+        text.encode()  # raises for half a surrogate pair
         object.__setattr__(self, "json", text)
 
     @property
@@ -328,6 +335,13 @@ SYSTEM_EVENTS = {
 ANCHOR_MS = 600_000  # the state of a threshold is traced back no further than to a multiple of this
 
 
+@lru_cache(maxsize=1024)
+def value_at(seed: int, name: str, tick: int) -> float:
+    """The reading of a metric: finite, rounded, inside its range."""
+    kind = READINGS[name]
+    return round(min(kind.high, max(kind.low, kind.curve(seed, tick / 1000))), kind.digits or None)
+
+
 class Simulation:
     """A machine whose events at a tick depend on the seed, the interval and the tick, on nothing that was before.
 
@@ -345,15 +359,10 @@ class Simulation:
 
     def events_at(self, tick: int) -> list[Event]:
         """A metric event for each of READINGS, in their order, then the alerts of the tick."""
-        values = {name: self.reading(name, tick) for name in READINGS}
+        values = {name: value_at(self.seed, name, tick) for name in READINGS}
         metrics = [metric(name, value, READINGS[name].unit) for name, value in values.items()]
         crossed = (self._threshold_alerts(name, tick, value) for name, value in values.items())
         return [*metrics, *chain.from_iterable(crossed), *self._system_alerts(tick)]
-
-    def reading(self, name: str, tick: int) -> float:
-        """The value of one metric: finite, rounded, inside its range."""
-        kind = READINGS[name]
-        return round(min(kind.high, max(kind.low, kind.curve(self.seed, tick / 1000))), kind.digits or None)
 
     def is_high(self, name: str, threshold: Threshold, tick: int) -> bool:
         """Whether the threshold counts as crossed. The last reading outside the band from `clear` to `at` decides.
@@ -364,7 +373,7 @@ class Simulation:
         known, answer = self._traced.get((name, threshold.level), (None, False))
         moment = tick
         while moment != known:
-            value, anchor = self.reading(name, moment), moment % ANCHOR_MS < self.interval_ms
+            value, anchor = value_at(self.seed, name, moment), moment % ANCHOR_MS < self.interval_ms
             if anchor or not threshold.clear <= value < threshold.at:
                 answer = value >= ((threshold.clear + threshold.at) / 2 if anchor else threshold.at)
                 break
