@@ -1040,11 +1040,12 @@ class DashboardServer(ThreadingHTTPServer):
                 hang_up(connection)
             self._books.wait_for(lambda: not self._deadlines, HANG_UP_SECONDS)
         self.server_close()
-        self._down.set()
 
     def server_close(self) -> None:
+        """Closes what is still open. Called by the base class, too, when it cannot take the port."""
         super().server_close()
         with self._books:
+            self._down.set()
             for connection in self._lingering:
                 connection.close()
             self._watched.close()
@@ -1100,7 +1101,7 @@ class DashboardServer(ThreadingHTTPServer):
         with self.broadcaster.subscribe(wanted, last_event_id, history, partial(hang_up, connection)) as subscription:
             with self._books:
                 self._deadlines[connection] = math.inf
-                self._watched.register(connection, selectors.EVENT_READ, subscription)
+                self._watch(connection, subscription)
             try:
                 self.stream_opened(address, path)
                 for frame in subscription.frames():
@@ -1113,7 +1114,7 @@ class DashboardServer(ThreadingHTTPServer):
                 raise
             finally:
                 with self._books:
-                    with suppress(KeyError):  # the watcher may have seen the client go
+                    with suppress(KeyError, ValueError):  # not watched any more: the client went first, or all is closed
                         self._watched.unregister(connection)
                     self._ended[subscription.reason] += 1
         self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
@@ -1130,9 +1131,9 @@ class DashboardServer(ThreadingHTTPServer):
         except OSError:
             lingers = False
         with self._books:
-            if lingers:
+            if lingers and not self._down.is_set():
                 self._lingering[request] = time.monotonic() + LINGER_SECONDS
-                self._watched.register(request, selectors.EVENT_READ)
+                self._watch(request, None)
                 if len(self._lingering) > MAX_LINGERING:
                     self._let_go(next(iter(self._lingering)))
             else:
@@ -1160,6 +1161,10 @@ class DashboardServer(ThreadingHTTPServer):
                 self._let_go(connection)
             for connection in [late for late, deadline in self._deadlines.items() if deadline < now]:
                 hang_up(connection)
+
+    def _watch(self, connection: socket.socket, subscription: Subscription | None) -> None:
+        if not self._down.is_set():  # a thread that was cut at the end may still come by
+            self._watched.register(connection, selectors.EVENT_READ, subscription)
 
     def _let_go(self, connection: socket.socket) -> None:
         del self._lingering[connection]
@@ -1259,11 +1264,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             server.wait()
     except KeyboardInterrupt:
         return 0
-    except FileNotFoundError as problem:
-        print(f"{problem.filename} is missing: it belongs beside sse_dashboard.py", file=sys.stderr)
-    except OSError as problem:
-        print(f"cannot listen on {options.host} port {options.port}: {problem.strerror}; try another --host or --port",
-              file=sys.stderr)
+    except (OSError, UnicodeError) as problem:  # UnicodeError: the host is no name
+        if filename := getattr(problem, "filename", None):
+            print(f"cannot read {filename} ({problem.args[-1]}): it belongs beside sse_dashboard.py", file=sys.stderr)
+        else:
+            print(f"cannot listen on {options.host!r} port {options.port}: {getattr(problem, 'strerror', problem)}; "
+                  "try another --host or --port", file=sys.stderr)
     return 1
 
 
