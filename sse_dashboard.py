@@ -955,8 +955,6 @@ class DashboardServer(ThreadingHTTPServer):
     `stream_opened` and `stream_closed` to see clients come and go.
     """
 
-    daemon_threads = True  # the end of the process waits for no thread...
-    block_on_close = False  # ... nor does server_close(): __exit__ waits for the streams, and not for ever
     request_queue_size = BACKLOG
 
     def __init__(
