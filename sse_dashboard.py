@@ -107,6 +107,7 @@ ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
 RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
 
+SIGNAL_SECONDS = 0.2  # between two looks of the main thread for a signal
 DRAIN_SECONDS = 1.0  # at the end, for the streams to write what is queued...
 HANG_UP_SECONDS = 0.4  # ... and for the threads whose sockets were then cut to notice
 
@@ -1022,7 +1023,10 @@ class DashboardServer(ThreadingHTTPServer):
 
     def wait(self) -> None:
         """Blocks until the server has ended, or a signal's exception comes up in the main thread."""
-        self._down.wait()
+        # Python runs a signal's handler between two steps of its own: one that comes just before the wait must not find it
+        # endless.
+        while not self._down.wait(SIGNAL_SECONDS):
+            pass
 
     def publish(self, event: Event) -> None:
         """Publishes one event at once, from any thread, without blocking. Raises RuntimeError after the end."""

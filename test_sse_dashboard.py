@@ -150,29 +150,29 @@ class Stream:
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(DEADLINE)
-        self.socket.connect(address)
-        lines = [f"GET {path} HTTP/1.1", "Host: test", *headers, "", ""]
-        self.socket.sendall("\r\n".join(lines).encode())
         self.parser, self.events, self.raw, self.head = EventStreamParser(), [], b"", b""
+        try:
+            self.socket.connect(address)
+            self.socket.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: test", *headers, "", ""]).encode())
+        except OSError:
+            self.socket.close()
+            raise
 
     def read(self):
-        """Takes what has come; False at the end of the stream."""
-        chunk = self.socket.recv(65536)
+        """Waits for more, and takes it; False at the end of the stream."""
+        chunk = more = self.socket.recv(65536)
         self.raw += chunk
-        if not self.head:
-            if b"\r\n\r\n" not in self.raw:
-                return bool(chunk)
-            self.head, _, chunk = self.raw.partition(b"\r\n\r\n")
-            self.raw = chunk
-        self.events += [(kind, json.loads(data), last) for kind, data, last in self.parser.feed(chunk)]
-        return bool(chunk) or bool(self.head and self.raw and not self.socket)
+        if not self.head and b"\r\n\r\n" in self.raw:
+            self.head, _, self.raw = self.raw.partition(b"\r\n\r\n")
+            chunk = self.raw
+        if self.head:
+            self.events += [(kind, json.loads(data), last) for kind, data, last in self.parser.feed(chunk)]
+        return bool(more)
 
     def until(self, condition):
         """Reads until the condition holds, and gives back the events so far."""
         while not condition(self):
-            before = len(self.raw) + len(self.head)
-            self.read()
-            if len(self.raw) + len(self.head) == before:
+            if not self.read():
                 raise AssertionError(f"the stream ended too early, after {self.events[-3:]}")
         return self.events
 
@@ -181,9 +181,8 @@ class Stream:
 
     def to_the_end(self):
         with contextlib.suppress(ConnectionError):
-            while chunk := self.socket.recv(65536):
-                self.raw += chunk
-                self.events += [(kind, json.loads(data), last) for kind, data, last in self.parser.feed(chunk)]
+            while self.read():
+                pass
         return self.events
 
     def opened(self):
@@ -601,7 +600,7 @@ class TheBroadcaster(Promises):
 
         def join():
             while not done.is_set():
-                with mock.patch.object(sse.queue, "Queue", sse.queue.Queue), broadcaster.subscribe(history=5) as subscription:
+                with broadcaster.subscribe(history=5) as subscription:
                     frames, got = subscription.frames(), b""
                     while got.count(b"-3\n") < 25 and not done.is_set():
                         got += next(frames)
@@ -1033,3 +1032,671 @@ class Requests(Promises):
                     key.fileobj.close()
         self.assertEqual(fetch(self.address, "/api/status")[0], 200)
         watcher.until_id(self.server.tick())
+
+
+# -------------------------------------------------------------------------------------------------------- Server ----
+
+
+def threads_of(pid="self"):
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def descriptors_of(pid="self"):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def cpu_seconds_of(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def may_open(number):
+    """Raises this process's own limit of descriptors; False where that is not allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < number <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    return number <= max(soft, hard)
+
+
+ON_LINUX = unittest.skipUnless(sys.platform == "linux", "reads /proc: run it on Linux")
+
+
+class Connections(Promises):
+    def setUp(self):
+        super().setUp()
+        self.setting(LINGER_SECONDS=0.3, WATCH_SECONDS=0.05)
+
+    @ON_LINUX
+    def test_a_client_that_closes_is_gone_within_a_second(self):
+        """By FIN or by RST, on each stream, silent ones too: its thread, its queue and its socket are gone."""
+        self.setting(WATCH_SECONDS=sse.WATCH_SECONDS)
+        server = self.serve()
+        before = threads_of(), descriptors_of()
+        for leave in (lambda stream: stream.socket.close(), Stream.reset):
+            streams = [Stream(server.server_address, path).opened() for path in STREAMS]
+            self.assertEqual(server.broadcaster.connections, 3)
+            for stream in streams:
+                leave(stream)
+            gone = eventually(lambda: (threads_of(), descriptors_of(), server.broadcaster.connections) == (*before, 0), 1)
+            self.assertTrue(gone, (before, threads_of(), descriptors_of()))
+        self.assertEqual(server.status()["ended"], dict.fromkeys(sse.REASONS, 0) | {"closed": 6})
+        self.assertEqual((server._deadlines, server._lingering), ({}, {}))
+
+    def test_bytes_sent_into_an_open_stream_are_thrown_away(self):
+        """They end nothing, and a client that sends without end takes no more than its share of the watcher."""
+        server = self.serve()
+        noisy, other = self.stream(server).opened(), self.stream(server).opened()
+        noisy.socket.setblocking(False)
+        before = time.process_time()
+        for _ in range(5):
+            with contextlib.suppress(BlockingIOError):
+                while noisy.socket.send(b"GET / HTTP/1.1\r\n\r\n" * 1000):
+                    pass
+            server.tick()
+        noisy.socket.settimeout(DEADLINE)
+        self.assertEqual(noisy.until_id(server.now)[-1][0], "status")
+        other.until_id(server.now)
+        self.assertEqual(noisy.raw.count(b"HTTP/1.1"), 0)
+        self.assertLess(time.process_time() - before, 2)
+        self.assertEqual(server.broadcaster.connections, 2)
+
+    def test_a_client_that_reads_too_slowly_is_cut_and_resumes(self):
+        """It alone is disconnected, as slow; with its last ID it has every event exactly once, and others every tick."""
+        self.setting(SEND_BUFFER_BYTES=4096)
+        server = self.serve(0)
+        server.tick()
+        slow, quick = self.stream(server, receive_buffer=2048).opened(), self.stream(server).opened()
+        for _ in range(3000):
+            server.tick()
+            quick.until_id(server.now)
+            if server.closed:
+                break
+        self.assertEqual((server.closed, server.broadcaster.connections), (["slow"], 1))
+        first = ids(slow.to_the_end())
+        rest = self.stream(server, "/api/events/all", [f"Last-Event-ID: {first[-1]}"])
+        self.assertEqual(first + ids(rest.until_id(server.now)), ids(quick.events))
+        self.assertEqual(server.status()["ended"]["slow"], 1)
+
+    def test_a_client_that_takes_nothing_is_cut_after_the_time_out(self):
+        """Where its queue does not fill, the time-out of a write ends it, as stalled."""
+        timeout = ("SOL_SOCKET", "SO_SNDTIMEO", struct.pack("@ll", 0, 200_000))
+        options = [option for option in sse.SOCKET_OPTIONS if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")]
+        self.setting(SOCKET_OPTIONS=(*options, timeout))
+        server = self.serve()
+        self.stream(server, receive_buffer=2048).opened()
+        big = [alert("info", "x" * 500_000)]
+        server.tick(big)
+        self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
+        self.assertEqual(server.status()["ended"]["stalled"], 1)
+
+    @unittest.skipUnless(hasattr(socket, "TCP_USER_TIMEOUT"), "TCP_USER_TIMEOUT is missing: run it on Linux")
+    def test_the_kernel_ends_a_peer_that_acknowledges_nothing(self):
+        """A frozen peer behind a closed window: TCP_USER_TIMEOUT ends the connection, on a stream of comments alone."""
+        options = [option for option in sse.SOCKET_OPTIONS if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")]
+        self.setting(SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)), HEARTBEAT_SECONDS=0.0)
+        server = self.serve()
+        frozen = self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
+        server.tick([alert("info", "x" * 200_000)])
+        self.assertTrue(eventually(lambda: [server.broadcaster.heartbeat(), server.closed][1] == ["stalled"]), server.closed)
+        frozen.socket.close()
+
+    def test_each_accepted_socket_has_the_options(self):
+        """They are set on the listening socket, and the system hands them on."""
+        server = self.serve()
+        self.stream(server).opened()
+        connection, = server._deadlines
+        self.assertTrue(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        self.assertLessEqual(connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 4 * sse.SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 10_000)
+            seconds, _ = struct.unpack("@ll", connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
+            self.assertEqual(seconds, 10)
+
+    @ON_LINUX
+    @unittest.skipUnless(shutil.which("ip") and os.geteuid() == 0, "needs root and ip: apt-get install iproute2")
+    def test_a_peer_that_vanishes_without_a_word_is_gone(self):
+        """In a network of its own, its link is cut: the heartbeat finds out, also on a silent stream."""
+        name = f"sse{os.getpid()}"
+        ip = functools.partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            ip(["ip", "netns", "add", name])
+            self.addCleanup(ip, ["ip", "netns", "del", name], check=False)
+            ip(["ip", "link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name])
+            ip(["ip", "addr", "add", "10.213.77.1/30", "dev", f"{name}a"])
+            ip(["ip", "link", "set", f"{name}a", "up"])
+            ip(["ip", "-n", name, "addr", "add", "10.213.77.2/30", "dev", f"{name}b"])
+            ip(["ip", "-n", name, "link", "set", f"{name}b", "up"])
+        except subprocess.CalledProcessError:
+            self.skipTest("network namespaces are not allowed here: run it as root of a whole system")
+        options = [option for option in sse.SOCKET_OPTIONS if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")]
+        self.setting(SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)), HEARTBEAT_SECONDS=0.0)
+        server = HandDriven.__new__(HandDriven)
+        with mock.patch.object(sse.DashboardServer, "__init__", functools.partialmethod(sse.DashboardServer.__init__)):
+            sse.DashboardServer.__init__(server, "10.213.77.1", 0)
+        server.now, server.closed = TICK, []
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        program = ("import socket, sys; s = socket.create_connection(('10.213.77.1', int(sys.argv[1])));"
+                   "s.sendall(b'GET /api/events/alerts HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n');"
+                   "print(s.recv(999), flush=True); sys.stdin.read()")
+        peer = subprocess.Popen(["ip", "netns", "exec", name, sys.executable, "-c", program, str(server.server_port)],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.addCleanup(peer.communicate)
+        self.assertIn(b"200 OK", peer.stdout.readline())
+        self.assertTrue(eventually(lambda: server.broadcaster.connections == 1))
+        ip(["ip", "-n", name, "link", "set", f"{name}b", "down"])
+        self.assertTrue(eventually(lambda: [server.broadcaster.heartbeat(), server.closed][1]), "never noticed")
+        self.assertEqual(server.closed, ["stalled"])
+
+    def test_200_that_never_read_hold_up_nobody(self):
+        """They are cut as slow, while 200 others get every tick; a frame is one object in all queues."""
+        self.setting(SEND_BUFFER_BYTES=4096)
+        server = self.serve(max_clients=500)
+        deaf = [self.stream(server, receive_buffer=2048) for _ in range(200)]
+        good = [self.stream(server).opened() for _ in range(200)]
+        self.assertTrue(eventually(lambda: server.broadcaster.connections == 400))
+        ticks = 0
+        while server.broadcaster.connections > 200:
+            ticks += 1
+            self.assertLess(ticks, 300, "they hold their places for ever")
+            tick = server.tick([metric("padding", ticks, "x" * 20_000)])
+            for stream in good:
+                got = b""
+                while f"id: {tick}-1\n\n".encode() not in got or not got.endswith(b"\n\n"):
+                    got += stream.socket.recv(65536)
+        self.assertEqual(server.closed, ["slow"] * 200)
+        self.assertEqual(len(deaf), 200)
+
+    def test_a_request_that_is_not_complete_is_closed(self):
+        """Nothing, half a request line, half a header, a byte at a time: closed after REQUEST_SECONDS."""
+        self.setting(REQUEST_SECONDS=0.4)
+        server = self.serve()
+        start = time.monotonic()
+        connections = []
+        for begin in (b"", b"GET", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA: b"):
+            connections.append(socket.create_connection(server.server_address, DEADLINE))
+            self.addCleanup(connections[-1].close)
+            connections[-1].sendall(begin)
+        dripping = connections[2]
+        drips = 0
+        with contextlib.suppress(OSError):
+            while time.monotonic() - start < DEADLINE:
+                dripping.sendall(b"a")
+                drips += 1
+                dripping.settimeout(0.02)
+                with contextlib.suppress(TimeoutError):
+                    if not dripping.recv(100):
+                        break
+        self.assertGreater(drips, 3)
+        for connection in connections:
+            connection.settimeout(DEADLINE)
+            with contextlib.suppress(ConnectionError):
+                self.assertEqual(connection.recv(100), b"")
+        self.assertTrue(0.3 < time.monotonic() - start < DEADLINE)
+        self.assertTrue(eventually(lambda: not server._deadlines))
+        self.assertEqual(server.status()["ended"]["closed"], 0)
+
+    def test_a_response_that_is_not_taken_is_closed(self):
+        """A client that asks for the page and does not read it holds its place for RESPONSE_SECONDS."""
+        self.setting(RESPONSE_SECONDS=0.3, SEND_BUFFER_BYTES=2048)
+        server = self.serve()
+        server.page = sse.Page(b"x" * 5_000_000, server.page.headers)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(server.server_address)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(eventually(lambda: server._deadlines))
+            self.assertTrue(eventually(lambda: not server._deadlines))
+
+    def test_a_full_house(self):
+        """Over --max-clients, silent connections counted: 503 at once with Retry-After, nobody evicted, a freed place goes on."""
+        server = self.serve(max_clients=3)
+        streams = [self.stream(server).opened() for _ in range(2)]
+        silent = socket.create_connection(server.server_address, DEADLINE)
+        self.addCleanup(silent.close)
+        self.assertTrue(eventually(lambda: len(server._deadlines) == 3))
+        for _ in range(20):
+            head, _, body = exchange(server.server_address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 503 "))
+            self.assertRegex(head, rb"\r\nRetry-After: \d+\r\n")
+            self.assertEqual(list(json.loads(body)), ["error"])
+        with socket.create_connection(server.server_address, DEADLINE) as says_nothing:
+            self.assertTrue(says_nothing.recv(100).startswith(b"HTTP/1.1 503 "))
+        for stream in streams:
+            stream.until_id(server.tick())
+        self.assertEqual(server.status()["ended"]["refused"], 21)
+        stop = threading.Event()
+
+        def flood():
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    socket.create_connection(server.server_address, DEADLINE).close()
+
+        flooder = threading.Thread(target=flood)
+        flooder.start()
+        try:
+            streams[0].socket.close()
+            self.assertTrue(eventually(lambda: b" 200 " in exchange(
+                server.server_address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")[:20]))
+        finally:
+            stop.set()
+            flooder.join()
+        streams[1].until_id(server.tick())
+
+    def test_the_place_of_a_request_is_free_at_once(self):
+        """A client that keeps its side open after the response holds no place, and its socket not for long."""
+        server = self.serve(max_clients=1)
+        lingering = []
+        for _ in range(5):
+            connection = socket.create_connection(server.server_address, DEADLINE)
+            self.addCleanup(connection.close)
+            connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+            self.assertIn(b" 200 ", answer)
+            lingering.append(connection)
+            self.assertTrue(eventually(lambda: not server._deadlines))
+        self.assertTrue(eventually(lambda: not server._lingering))
+
+    def test_lingering_sockets_are_bounded(self):
+        """A flood of refused clients that do not close cannot use up the descriptors."""
+        self.setting(MAX_LINGERING=5, LINGER_SECONDS=60.0)
+        server = self.serve(max_clients=1)
+        self.stream(server).opened()
+        for _ in range(30):
+            connection = socket.create_connection(server.server_address, DEADLINE)
+            self.addCleanup(connection.close)
+            self.assertIn(b" 503 ", connection.recv(1000))
+        self.assertLessEqual(len(server._lingering), 5)
+
+    @ON_LINUX
+    def test_without_descriptors_it_waits_and_recovers(self):
+        """No busy loop, one line in the log, and service again when descriptors are free."""
+        program = ("import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
+                   "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.exit(s.main())")
+        child = subprocess.Popen([sys.executable, "-c", program, "--port", "0"], cwd=HERE, text=True,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(child.kill)
+        address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
+        held = [socket.create_connection(address, DEADLINE) for _ in range(60)]
+        self.assertTrue(eventually(lambda: descriptors_of(child.pid) == 40))
+        line = child.stderr.readline()
+        self.assertIn("cannot accept connections", line)
+        before, begin = cpu_seconds_of(child.pid), time.monotonic()
+        self.assertFalse(eventually(lambda: cpu_seconds_of(child.pid) - before > 0.3, 1))
+        self.assertGreater(time.monotonic() - begin, 0.9)
+        for connection in held:
+            connection.close()
+        self.assertTrue(eventually(lambda: exchange(address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")))
+        child.send_signal(signal.SIGTERM)
+        self.assertEqual((child.communicate(timeout=DEADLINE)[1], child.returncode), ("", 0))
+
+    def test_1000_streams_in_one_burst(self):
+        """All connect at once, none fails, and each gets the next tick."""
+        if not may_open(3000):
+            self.skipTest("needs 3,000 descriptors: ulimit -n 3000")
+        server = self.serve(max_clients=1100)
+        request = b"GET /api/events/all HTTP/1.1\r\nHost: x\r\n\r\n"
+        streams = []
+        with selectors.DefaultSelector() as connecting:
+            for _ in range(1000):
+                connection = socket.socket()
+                self.addCleanup(connection.close)
+                connection.setblocking(False)
+                connection.connect_ex(server.server_address)
+                connecting.register(connection, selectors.EVENT_WRITE)
+            while connecting.get_map():
+                ready = connecting.select(DEADLINE)
+                self.assertTrue(ready, "nothing connects any more")
+                for key, _ in ready:
+                    connecting.unregister(key.fileobj)
+                    self.assertEqual(key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+                    key.fileobj.settimeout(DEADLINE)
+                    key.fileobj.sendall(request)
+                    streams.append(key.fileobj)
+        self.assertTrue(eventually(lambda: server.broadcaster.connections == 1000), server.broadcaster.connections)
+        end = f"id: {server.tick()}-8\n\n".encode()
+        for connection in streams:
+            got = b""
+            while end not in got:
+                chunk = connection.recv(65536)
+                self.assertTrue(chunk)
+                got += chunk
+
+    def test_a_handler_that_fails_is_logged_and_ends_alone(self):
+        """A hook that raises: its stream ends as failed, with the traceback in the log, and others go on."""
+
+        class Raising(HandDriven):
+            def stream_opened(self, address, path):
+                if path.endswith("alerts"):
+                    raise ZeroDivisionError("hook")
+
+        server = self.serve(kind=Raising)
+        good = self.stream(server).opened()
+        self.stream(server, "/api/events/alerts").to_the_end()
+        good.until_id(server.tick())
+        self.assertTrue(eventually(lambda: server.status()["ended"]["failed"] == 1))
+        self.assertTrue(eventually(lambda: self.log))
+        self.assertEqual(self.expect_logged("failed")[0].exc_info[0], ZeroDivisionError)
+
+    def test_a_stream_says_at_verbose_how_it_ended(self):
+        """One line: address, route, duration, events, reason."""
+        sse.logger.setLevel(logging.DEBUG)
+        self.addCleanup(sse.logger.setLevel, logging.NOTSET)
+        server = self.serve()
+        self.stream(server).opened().socket.close()
+        self.assertTrue(eventually(lambda: server.closed))
+        lines = [record.getMessage() for record in self.log if "ended" in record.getMessage()]
+        self.assertEqual(len(lines), 1)
+        self.assertRegex(lines[0], r"^127\.0\.0\.1 /api/events/all ended after \d+\.\d s and 9 events: closed$")
+
+    def test_the_end_is_in_order(self):
+        """Leaving the block ends every stream behind its last whole event, as shutdown, and frees the port."""
+        server = HandDriven()
+        with server:
+            server.tick()
+            streams = [self.stream(server, path).opened() for path in STREAMS]
+            server.tick()
+            silent = socket.create_connection(server.server_address)
+            self.addCleanup(silent.close)
+        for stream in streams:
+            stream.to_the_end()
+            self.assertTrue(stream.raw.endswith(b"\n\n"))
+        self.assertEqual(server.closed, ["shutdown"] * 3)
+        self.assertEqual(ids(streams[2].events)[-1], f"{server.now}-8")
+        with self.assertRaises(ConnectionError):
+            socket.create_connection(server.server_address)
+        with self.assertRaisesRegex(RuntimeError, "ended"):
+            server.publish(alert("info", "too late"))
+
+    def test_systems_that_lack_something(self):
+        """Without TCP_USER_TIMEOUT, SO_SNDTIMEO, SCHED_BATCH, IPv6 options or the resource module the server serves."""
+        for holder, name in ((socket, "TCP_USER_TIMEOUT"), (socket, "SO_SNDTIMEO"), (os, "SCHED_BATCH"),
+                             (os, "sched_setscheduler"), (socket, "IPV6_V6ONLY"), (socket, "MSG_DONTWAIT")):
+            if not hasattr(holder, name):
+                continue
+            with self.subTest(missing=name), mock.patch.object(holder, name, create=True):
+                delattr(holder, name)
+                with HandDriven() as server, Stream(server.server_address) as stream:
+                    stream.opened().until_id(server.tick())
+                    self.assertEqual(fetch(server.server_address, "/")[0], 200)
+        with mock.patch.dict(sys.modules, {"resource": None}), HandDriven() as server:
+            self.assertEqual(fetch(server.server_address, "/")[0], 200)
+        with mock.patch.object(os, "sched_setscheduler", side_effect=PermissionError(errno.EPERM, "no")), HandDriven() as server:
+            self.assertEqual(fetch(server.server_address, "/")[0], 200)
+
+    def test_hosts(self):
+        """IPv4, IPv6 and names; `::` answers IPv4 too; the URL is one that a browser can open."""
+        for host, urls in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]"),
+                           ("localhost", None)):
+            if ":" in host and not socket.has_ipv6:
+                continue
+            with self.subTest(host=host), sse.DashboardServer(host, 0, sources=[]) as server:
+                if urls:
+                    self.assertEqual(server.url, f"http://{urls}:{server.server_port}/")
+                self.assertEqual(fetch((server.url.split("//")[1].rsplit(":", 1)[0].strip("[]"), server.server_port), "/")[0], 200)
+                if host == "::":
+                    self.assertEqual(fetch(("127.0.0.1", server.server_port), "/")[0], 200)
+
+    def test_no_name_is_looked_up_in_reverse(self):
+        """Neither the start nor a request asks a name server for the name of an address."""
+        with mock.patch.object(socket, "getfqdn", side_effect=AssertionError), \
+                mock.patch.object(socket, "gethostbyaddr", side_effect=AssertionError):
+            server = self.serve()
+            self.assertEqual(fetch(server.server_address, "/")[0], 200)
+
+
+# -------------------------------------------------------------------------------------------------- Command line ----
+
+
+class TheCommand(Promises):
+    def test_the_url_is_printed_once_it_serves(self):
+        """One line; port 0 shows the real port; the page, a stream and the status answer."""
+        with Command() as command:
+            self.assertRegex(command.url, r"http://127\.0\.0\.1:\d+/")
+            self.assertEqual(fetch(command.address, "/")[0], 200)
+            stream = Stream(command.address, "/api/events/metrics")
+            names = [data["name"] for _, data, _ in stream.until(lambda stream: len(stream.events) >= 7)[:7]]
+            stream.socket.close()
+            self.assertEqual(names, METRICS)
+            self.assertEqual(command.end()[:2], (0, ""))
+
+    def test_a_wrong_command_line(self):
+        """argparse's usage, one line that says what is allowed, status 2."""
+        for options, words in (
+            (["--port", "65536"], "0 to 65535"), (["--port", "-1"], "0 to 65535"), (["--port", "x"], "0 to 65535"),
+            (["--port", "1.5"], "0 to 65535"), (["--interval", "0.04"], "0.05 to 60"), (["--interval", "61"], "0.05 to 60"),
+            (["--interval", "nan"], "0.05 to 60"), (["--interval", "inf"], "0.05 to 60"), (["--history", "-1"], "0 to 3600"),
+            (["--history", "3601"], "0 to 3600"), (["--max-clients", "0"], "1 to 100000"), (["--seed", "x"], "int"),
+            (["--max-clients", "100001"], "1 to 100000"), (["--history", "3600", "--interval", "0.05"], "at most 1000 seconds"),
+            (["--nonsense"], "unrecognized"),
+        ):
+            done = subprocess.run([sys.executable, HERE / "sse_dashboard.py", *options], text=True, timeout=DEADLINE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), options)
+            *usage, line = done.stderr.splitlines()
+            self.assertTrue(usage[0].startswith("usage:"))
+            self.assertIn(words, line)
+
+    def test_what_stands_in_the_way_is_said_in_one_line(self):
+        """A port that is taken, a host that is none, a missing page: one line on standard error, status 1."""
+        with socket.create_server(("127.0.0.1", 0)) as taken, tempfile.TemporaryDirectory() as empty:
+            alone = shutil.copy(HERE / "sse_dashboard.py", empty)
+            for script, options, words in (
+                (HERE / "sse_dashboard.py", ["--port", str(taken.getsockname()[1])], "--port"),
+                (HERE / "sse_dashboard.py", ["--port", "0", "--host", "host.invalid"], "--host"),
+                (HERE / "sse_dashboard.py", ["--port", "0", "--host", "a..b"], "--host"),
+                (alone, ["--port", "0"], "index.html"),
+            ):
+                done = subprocess.run([sys.executable, script, *options], text=True, timeout=30,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (1, "", 1), done.stderr)
+                self.assertIn(words, done.stderr)
+
+    def test_sigterm_and_ctrl_c_are_one_orderly_path(self):
+        """Open streams end on a whole event, silent connections are closed: status 0 within 2 s, nothing on standard error."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Command("--interval", "0.05") as command:
+                streams = [Stream(command.address, path).opened() for path in STREAMS * 3]
+                silent = [socket.create_connection(command.address, DEADLINE) for _ in range(5)]
+                status, errors, seconds = command.end(number)
+                self.assertEqual((status, errors), (0, ""))
+                self.assertLess(seconds, 2)
+                for stream in streams:
+                    stream.to_the_end()
+                    self.assertTrue(stream.raw.endswith(b"\n\n"))
+                    stream.socket.close()
+                for connection in silent:
+                    connection.close()
+
+    def test_sigterm_with_1000_streams_and_100_silent_connections(self):
+        """However many are connected: status 0 within 2 s, whole last events, an empty standard error."""
+        if not may_open(3000):
+            self.skipTest("needs 3,000 descriptors: ulimit -n 3000")
+        with Command("--max-clients", 1200) as command:
+            streams = [Stream(command.address) for _ in range(1000)]
+            silent = [socket.create_connection(command.address) for _ in range(100)]
+            for stream in streams:
+                stream.opened()
+            status, errors, seconds = command.end()
+            self.assertEqual((status, errors), (0, ""))
+            self.assertLess(seconds, 2)
+            for stream in streams:
+                stream.to_the_end()
+                stream.socket.close()
+                self.assertTrue(stream.raw.endswith(b"\n\n"))
+            for connection in silent:
+                connection.close()
+
+    def test_a_stuck_client_does_not_delay_the_end(self):
+        """One that never reads is cut at the end: still within 2 s."""
+        with Command("--interval", "0.05", "--history", "1000") as command:
+            stuck = Stream(command.address, "/api/events/all?history=1000", receive_buffer=2048)
+            stuck.opened()
+            status, errors, seconds = command.end()
+            self.assertEqual((status, errors), (0, ""))
+            self.assertLess(seconds, 2)
+            stuck.socket.close()
+
+    def test_a_second_ctrl_c_leaves_at_once(self):
+        """While the streams of the first are still ending."""
+        with Command("--interval", "0.05", "--history", "1000") as command:
+            stuck = [Stream(command.address, "/api/events/all?history=1000", receive_buffer=2048).opened() for _ in range(3)]
+            command.process.send_signal(signal.SIGINT)
+            self.assertTrue(eventually(lambda: not self.accepts(command.address)))
+            status, errors, seconds = command.end(signal.SIGINT)
+            self.assertEqual((status, errors), (-signal.SIGINT, ""))
+            self.assertLess(seconds, 0.5)
+            for stream in stuck:
+                stream.socket.close()
+
+    def accepts(self, address):
+        with contextlib.suppress(OSError), socket.create_connection(address):
+            return True
+        return False
+
+    def test_the_port_can_be_taken_again_at_once(self):
+        """Ten times in a row, with open streams each time."""
+        port = 0
+        for _ in range(10):
+            with Command(port=port) as command:
+                self.assertTrue(command.address, command.url)
+                port = command.address[1]
+                with Stream(command.address) as stream:
+                    stream.opened()
+                    self.assertEqual(command.end()[:2], (0, ""))
+
+
+class Restarts(Promises):
+    def test_two_servers_of_one_seed_send_the_same(self):
+        """Started at different moments: the same frames for the same ticks."""
+        with Command("--seed", 3, "--interval", "0.05", "--history", 2) as one:
+            with Stream(one.address, "/api/events/all?history=2") as first:
+                first.until(lambda stream: len(stream.events) > 400)
+                with Command("--seed", 3, "--interval", "0.05", "--history", 1) as two, \
+                        Stream(two.address, "/api/events/all?history=1") as second:
+                    second.until(lambda stream: len(stream.events) > 250)
+                    until = ids(second.events)[-1]
+                    first.until(lambda stream: until in ids(stream.events[-60:]))
+        events = [{part.rpartition(b"\nid: ")[2]: part for part in stream.raw.split(b"\n\n")[:-1] if b"\nid: " in part}
+                  for stream in (first, second)]
+        shared = events[0].keys() & events[1].keys()
+        self.assertGreater(len(shared), 200)
+        self.assertEqual({key: events[0][key] for key in shared}, {key: events[1][key] for key in shared})
+
+    def test_50_clients_through_30_kills(self):
+        """Cut at random, taken up again by the last ID over SIGKILL and restart: each is the stream that was never cut."""
+        chance, interval = random.Random(11), 0.05
+        command = Command("--seed", 9, "--interval", interval, "--history", 60)
+        address, stopping = command.address, threading.Event()
+        results, failures = [b""] * 50, []
+
+        def client(number):
+            whole, last, stream = b"", "", None
+            while not stopping.is_set():
+                try:
+                    query = f"?lastEventId={last}" if last else ""
+                    with Stream(address, f"/api/events/all{query}") as stream:
+                        cut_after = random.Random(f"{number} {len(whole)}").randrange(2_000, 60_000)
+                        while stream.read() and len(stream.raw) < cut_after and not stopping.is_set():
+                            pass
+                except OSError:
+                    stopping.wait(0.01)
+                parts = stream.raw.split(b"\n\n")[:-1] if stream and stream.head else []
+                failures.extend(part for part in parts if part.startswith(b"event: reset"))
+                if events := [part for part in parts if b"\nid: " in part]:
+                    last = events[-1].rpartition(b"\nid: ")[2].decode()
+                    whole += b"\n\n".join(events) + b"\n\n"
+                stream = None
+            results[number] = whole
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(50)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(30):
+                with Stream(address) as stream:  # so that some events come between two kills
+                    stream.until(lambda stream, count=chance.randrange(1, 60): len(stream.events) > count)
+                command.process.kill()
+                command.process.communicate()
+                command = Command("--seed", 9, "--interval", interval, "--history", 60, port=address[1])
+            with Stream(address) as stream:
+                stream.until(lambda stream: len(stream.events) > 100)
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join(DEADLINE)
+            command.process.kill()
+            command.process.communicate()
+        self.assertEqual(failures, [])
+        simulation = Simulation(9, interval)
+        first = min(int(re.search(rb"\nid: (\d+)-", whole)[1]) for whole in results)
+        last = max(int(re.findall(rb"\nid: (\d+)-", whole)[-1]) for whole in results)
+        never_cut = [event.encode(sse.timestamp(tick), f"{tick}-{number}") for tick in range(first, last + 50, 50)
+                     for number, event in enumerate(simulation.events_at(tick), 1)]
+        for whole in results:
+            begin = never_cut.index(whole.partition(b"\n\n")[0] + b"\n\n")
+            self.assertEqual(whole, b"".join(never_cut[begin : begin + whole.count(b"\n\n")]))
+            self.assertGreater(whole.count(b"\n\n"), 500)
+
+
+# -------------------------------------------------------------------------------------------------- As a module ----
+
+
+class AsAModule(Promises):
+    def test_importing_starts_nothing(self):
+        """No thread, no socket, no output."""
+        program = "import sse_dashboard, threading; assert threading.active_count() == 1"
+        done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.assertEqual((done.returncode, done.stdout), (0, b""))
+
+    def test_own_sources_beside_the_simulation(self):
+        """Their metrics come with the simulated ones, and can be asked for by name."""
+        own = Counting()
+        with sse.DashboardServer(port=0, sources=[own, Simulation(interval=0.05)], interval=0.05) as server:
+            own.wait_for(2)
+            with Stream(server.server_address, "/api/events/metrics?history=5") as stream:
+                events = stream.until(lambda stream: any(data["name"] == "own" for _, data, _ in stream.events))
+            self.assertEqual({data["name"] for _, data, _ in events} - {"own"}, set(METRICS))
+            with Stream(server.server_address, "/api/events/metrics?name=own") as stream:
+                self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 1)
+
+    def test_publish_from_any_thread(self):
+        """Events between two ticks reach every client at once, with IDs in order, from several threads at a time."""
+        server = self.serve()
+        stream = self.stream(server, "/api/events/alerts").opened()
+        threads = [threading.Thread(target=lambda: [server.publish(alert("info", "x")) for _ in range(20)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        events = stream.until(lambda stream: len(stream.events) >= 81)
+        numbers = [tuple(map(int, last.split("-"))) for _, _, last in events]
+        self.assertEqual(numbers, sorted(set(numbers)))
+
+    def test_hooks_see_clients_come_and_go(self):
+        """stream_opened and stream_closed are called with the address, the route and the reason."""
+        seen = []
+
+        class Watching(HandDriven):
+            def stream_opened(self, address, path):
+                seen.append((address, path))
+
+            def stream_closed(self, address, path, reason, seconds, events):
+                seen.append((address, path, reason, events))
+
+        self.setting(WATCH_SECONDS=0.05)
+        server = self.serve(kind=Watching)
+        self.stream(server, "/api/events/metrics").opened().until(lambda stream: len(stream.events) == 7)
+        self.assertEqual(seen, [("127.0.0.1", "/api/events/metrics")])
+        server.__exit__(None, None, None)
+        self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
+
+    def test_any_other_event_type_goes_to_the_stream_of_all(self):
+        """A program's own event type is carried by `all` alone."""
+        server = self.serve()
+        everything = self.stream(server).opened()
+        server.publish(Event("deploy", {"version": "1.2"}))
+        events = everything.until(lambda stream: any(kind == "deploy" for kind, _, _ in stream.events))
+        self.assertEqual(events[-1][1]["version"], "1.2")
