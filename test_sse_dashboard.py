@@ -1700,3 +1700,446 @@ class AsAModule(Promises):
         server.publish(Event("deploy", {"version": "1.2"}))
         events = everything.until(lambda stream: any(kind == "deploy" for kind, _, _ in stream.events))
         self.assertEqual(events[-1][1]["version"], "1.2")
+
+
+# ----------------------------------------------------------------------------------- The page, in a real browser ----
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update --disable-sync --no-proxy-server --window-size=1440,900").split()
+
+
+class Browser:
+    """Chromium with a profile of its own, driven by WebDriver (and DevTools, for what WebDriver has no word for)."""
+
+    def __init__(self):
+        self.profile = tempfile.mkdtemp()
+        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        line = next(line for line in self.driver.stdout if "successfully on port" in line)
+        self.address, self.session = ("127.0.0.1", int(re.search(r"port (\d+)", line)[1])), ""
+        options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={self.profile}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}, "pageLoadStrategy": "none"}
+        self.session = "/session/" + self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+
+    def call(self, method, path, body=None):
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
+        try:
+            connection.request(method, self.session + path, json.dumps(body or {}) if method == "POST" else None)
+            value = json.loads(connection.getresponse().read())["value"]
+        finally:
+            connection.close()
+        if isinstance(value, dict) and "error" in value:
+            raise AssertionError(f"{path}: {value['message']}")
+        return value
+
+    def cdp(self, command, **parameters):
+        return self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def js(self, expression):
+        """The value of an expression in the page."""
+        result = self.cdp("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in result:
+            raise AssertionError(f"{expression}: {result['exceptionDetails']}")
+        return result["result"].get("value")
+
+    def text(self, selector):
+        return self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
+
+    def until(self, expression, seconds=DEADLINE):
+        """Waits for an expression to be true; fails with what the page says instead."""
+        def holds():
+            with contextlib.suppress(AssertionError):  # between two documents
+                return self.js(expression)
+        if not eventually(holds, seconds):
+            raise AssertionError(f"never {expression}; the page says {self.text('body')[:400]!r}")
+
+    def state(self, *words, seconds=DEADLINE):
+        """Waits until the connection indicator says one of the words."""
+        self.until(f"{json.dumps(words)}.includes(document.querySelector('#state').innerText)", seconds)
+
+    def key(self, key, code=0):
+        for kind in ("rawKeyDown", "keyUp"):
+            self.cdp("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def tab(self):
+        """Opens a tab, goes on in it, and gives its handle."""
+        handle = self.call("POST", "/window/new", {"type": "tab"})["handle"]
+        self.switch(handle)
+        return handle
+
+    def switch(self, handle):
+        self.call("POST", "/window", {"handle": handle})
+
+    def complaints(self):
+        """What the console holds, but for the browser's own lines about a request that failed."""
+        lines = [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})]
+        return [line for line in lines if "Failed to load resource" not in line and "net::ERR_" not in line]
+
+    def close(self):
+        with contextlib.suppress(OSError, AssertionError):
+            self.call("DELETE", "")
+        self.driver.terminate()
+        self.driver.communicate()
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+
+@unittest.skipIf(os.environ.get("SSE_TEST_BROWSER") == "0", "SSE_TEST_BROWSER is 0")
+@unittest.skipUnless(CHROMIUM and DRIVER, "no browser: apt-get install chromium chromium-driver")
+class ThePage(Promises):
+    """What a person sees. The server ticks four times a second, so that nothing has to be waited for."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.browser = Browser()
+        cls.addClassCleanup(cls.browser.close)
+
+    def setUp(self):
+        super().setUp()
+        self.setting(WATCH_SECONDS=0.05, LINGER_SECONDS=0.3)
+        self.browser.complaints()
+        self.browser.cdp("Emulation.setDeviceMetricsOverride", width=1440, height=900, deviceScaleFactor=1, mobile=False)
+        self.browser.cdp("Emulation.setEmulatedMedia", features=[])
+
+    def tearDown(self):
+        self.assertEqual(self.browser.complaints(), [])
+        first, *others = self.browser.call("GET", "/window/handles")
+        for handle in others:
+            self.browser.switch(handle)
+            self.browser.call("DELETE", "/window")
+        self.browser.switch(first)
+        self.browser.call("POST", "/url", {"url": "about:blank"})
+        self.browser.until("location.href === 'about:blank'")
+        super().tearDown()
+
+    def live(self, port=0, sources=None, interval=0.25, **options):
+        """A server whose time passes by itself, one tick every quarter of a second."""
+        sources = [Simulation(interval=interval)] if sources is None else sources
+        server = sse.DashboardServer(port=port, sources=sources, interval=interval, **options)
+        server.__enter__()
+        self.addCleanup(server.__exit__, None, None, None)
+        return server
+
+    def go(self, url, state="Live"):
+        self.browser.call("POST", "/url", {"url": url})
+        self.browser.until("document.readyState === 'complete' && location.href.startsWith('http')")
+        if state:
+            self.browser.state(state)
+
+    def points(self, name="cpu_usage"):
+        """What the page holds of a metric: (time, value); None lifts the pen."""
+        times, values = self.browser.js(f"(() => {{ const s = state.series.get('{name}') ?? {{times: [], values: []}};"
+                                        "return [s.times, s.values.map(v => Number.isNaN(v) ? null : v)]; })()")
+        return list(zip(times, values))
+
+    def check_against_simulation(self, seed=0, interval=250):
+        """The page's points are the simulation's: none missing, none twice, none changed."""
+        points, simulation = self.points(), Simulation(seed, interval / 1000)
+        self.assertGreater(len(points), 100)
+        self.assertEqual([time for time, _ in points], list(range(points[0][0], points[-1][0] + interval, interval)))
+        for tick, value in points:
+            self.assertEqual(value, simulation.events_at(tick)[0].fields["value"])
+
+    def test_the_first_paint_is_full(self):
+        """Every card has its value, unit and chart with history; the alerts, uptime and connections are there."""
+        server = self.live()
+        self.go(server.url)
+        self.browser.until("document.querySelectorAll('#cards canvas').length >= 6")
+        words = self.browser.text("body")
+        for word in ("CPU", "Memory", "Disk", "Network", "Temperature", "Load", "Alerts", "%", "°C", "B/s", "Uptime", "Open connections"):
+            self.assertIn(word, words)
+        self.browser.until("document.querySelector('#connections').innerText === '1'")
+        self.assertRegex(self.browser.text("#uptime"), r"\d")
+        self.assertGreater(len(self.points()), 1000)
+        self.check_against_simulation()
+        inked = ("[...document.querySelectorAll('#cards canvas')].map(c => {"
+                 "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();"
+                 "for (let i = 0; i < d.length; i += 4) if (d[i + 3]) seen.add(Math.floor(i / 4) % c.width); return seen.size / c.width; })")
+        self.browser.until(f"{inked}.every(part => part > .5)")
+        roles = self.browser.js("[...document.querySelectorAll('[role=meter]')].map(e => [e.ariaLabel ?? e.getAttribute('aria-label'),"
+                                "e.getAttribute('aria-valuenow') !== null && e.getAttribute('aria-valuetext') !== ''])")
+        self.assertEqual(sorted(roles), [["CPU", True], ["Disk", True], ["Memory", True]])
+        self.assertTrue(self.browser.js("[...document.querySelectorAll('canvas')].every(c => c.getAttribute('aria-label'))"))
+
+    def test_the_values_shown_are_the_streams(self):
+        """The number, the meter and the chart's sentence are the newest event's, at every moment."""
+        self.go(self.live().url)
+        for _ in range(3):
+            shown, now, name = self.browser.js(
+                "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(["
+                "document.querySelector('[data-metric=cpu_usage]').innerText, state.series.get('cpu_usage').values.at(-1),"
+                "document.querySelector('[role=meter][aria-label=CPU]').getAttribute('aria-valuetext')]))))")
+            self.assertEqual(float(re.search(r"[\d.]+", shown)[0]), now)
+            self.assertEqual(float(re.search(r"[\d.]+", name)[0]), now)
+            self.browser.until(f"state.series.get('cpu_usage').values.at(-1) !== {now}")
+
+    def test_a_server_that_is_killed_and_comes_back(self):
+        """It is said within a second, the values stay and are marked; on return nothing is missing and nothing twice."""
+        with Command("--interval", "0.25") as command:
+            self.go(command.url.partition(" at ")[2].split()[0])
+            shown = self.browser.text("[data-metric=memory_usage]")
+            command.process.kill()
+            command.process.communicate()
+            self.browser.state("Reconnecting", seconds=1.5)
+            self.assertRegex(self.browser.text("[data-metric=memory_usage]"), r"\d")
+            self.assertTrue(shown)
+            self.browser.until("/no data for [1-9]\\d* s/.test(document.querySelector('#detail').innerText)")
+            self.browser.until("/next try in \\d+ s/.test(document.querySelector('#detail').innerText)", 20)
+            self.assertIn("no data", self.browser.js("document.title").lower())
+            with Command("--interval", "0.25", port=command.address[1]):
+                self.browser.js("document.querySelector('#retry').click()")
+                self.browser.state("Live")
+                self.browser.until("state.marks.some(mark => mark.label === 'restart')")
+                self.check_against_simulation()
+                self.assertEqual(self.browser.js("document.querySelector('#retry').hidden"), True)
+
+    def test_it_comes_back_by_itself(self):
+        """Without a hand, after the wait that it shows; the waits grow."""
+        server = self.live()
+        self.go(server.url)
+        port = server.server_port
+        server.__exit__(None, None, None)
+        self.browser.state("Reconnecting")
+        self.browser.until("wait >= 4000", 20)
+        self.live(port)
+        self.browser.state("Live", seconds=12)
+        self.check_against_simulation()
+
+    def test_a_full_house_is_waited_for(self):
+        """503 is a fault like any other: it says so, tries on with growing waits, and is live when there is a place."""
+        server = self.live()
+        self.go(server.url)
+        places, server.max_clients = server.max_clients, 0
+        for connection in list(server._deadlines):
+            sse.hang_up(connection)
+        self.assertTrue(eventually(lambda: server.status()["ended"]["refused"] >= 2))
+        self.browser.state("Reconnecting")
+        self.browser.until("wait >= 2000", 20)
+        server.max_clients = places
+        self.browser.state("Live", seconds=10)
+        self.check_against_simulation()
+
+    def test_a_stream_that_is_open_and_silent(self):
+        """It is Delayed after three seconds, and replaced after five: nobody is told that old values are live."""
+        server = self.serve(ticks=0)
+        server.now = time.time_ns() // 1_000_000_000 * 1000 - 5000
+        for _ in range(5):
+            server.tick(Simulation().events_at(server.now + 1000))
+        self.go(server.url)
+        self.browser.state("Delayed", seconds=6)
+        self.assertIn("no data for", self.browser.text("#detail"))
+        self.browser.state("Reconnecting", seconds=6)
+        self.assertTrue(eventually(lambda: server.closed))
+        server.tick(Simulation().events_at(server.now + 1000))
+        self.browser.state("Live")
+        self.assertEqual([time for time, _ in self.points()], list(range(server.now - 5000, server.now + 1000, 1000)))
+
+    def test_offline_and_back(self):
+        """When the browser has no network the page says so; when it is back, it is live at once."""
+        server = self.live()
+        self.go(server.url)
+        self.browser.cdp("Network.enable")
+        self.browser.cdp("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        for connection in list(server._deadlines):
+            sse.hang_up(connection)
+        self.browser.state("Offline")
+        self.browser.cdp("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self.browser.state("Live", seconds=3)
+        self.check_against_simulation()
+
+    def test_what_the_server_no_longer_holds_is_said(self):
+        """After `reset` the page says what is gone, and the chart keeps the break."""
+        server = self.live(history=2.0)
+        self.go(server.url)
+        port = server.server_port
+        server.__exit__(None, None, None)
+        self.browser.state("Reconnecting")
+        self.browser.until("Date.now() - state.metricAt > 3500", 20)
+        self.live(port, history=1.0)
+        self.browser.js("retryNow(), 0")
+        self.browser.state("Live")
+        self.browser.until("/gone/.test(document.querySelector('#notice').innerText)")
+        self.assertIn(None, [value for _, value in self.points()])
+
+    def test_eight_tabs_share_one_stream(self):
+        """All are live over one connection; when the holder closes, another goes on, and no tab misses or doubles anything."""
+        server = self.live()
+        holder = self.browser.call("GET", "/window")
+        self.go(server.url)
+        handles = []
+        for _ in range(7):
+            handles.append(self.browser.tab())
+            self.go(server.url)
+        self.assertTrue(eventually(lambda: server.broadcaster.connections == 1), server.broadcaster.connections)
+        self.browser.switch(holder)
+        self.browser.call("DELETE", "/window")
+        self.assertTrue(eventually(lambda: server.broadcaster.connections == 1))
+        for handle in handles:
+            self.browser.switch(handle)
+            newest = self.browser.js("state.newest")
+            self.browser.until(f"state.newest > {newest} + 500")
+            self.check_against_simulation()
+        self.assertTrue(eventually(lambda: server.broadcaster.connections == 1), server.broadcaster.connections)
+
+    def test_without_locks_each_tab_has_its_own_stream(self):
+        """Where Web Locks are missing, every tab is live all the same."""
+        server = self.live()
+        script = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument",
+                                  source="Object.defineProperty(Navigator.prototype, 'locks', {get: undefined}); delete Navigator.prototype.locks;")
+        self.go(server.url)
+        self.assertFalse(self.browser.js("'locks' in navigator"))
+        self.assertTrue(self.browser.js("bus === null && holding"))
+        self.browser.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
+
+    def test_a_hidden_tab_draws_nothing(self):
+        """While another tab is in front, its document does not change; shown again, it is current at once."""
+        server = self.live()
+        self.go(server.url)
+        self.browser.js("window.changes = 0, new MutationObserver(all => { window.changes += all.length; })"
+                        ".observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true}), 0")
+        self.browser.call("POST", "/window/minimize")
+        self.browser.until("document.hidden")
+        newest = self.browser.js("(window.changes = 0, state.newest)")
+        self.browser.until(f"state.newest > {newest} + 1500")
+        self.assertEqual(self.browser.js("window.changes"), 0)
+        self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
+        self.browser.until("!document.hidden && window.changes > 0")
+        self.check_against_simulation()
+
+    def test_markup_in_an_alert_is_text(self):
+        """Whatever a message holds, it is shown as it is and does nothing."""
+        server = self.live()
+        self.go(server.url)
+        evil = "<img src=x onerror=\"document.title='hacked'\"><b>bold</b>"
+        server.publish(alert("error", evil))
+        self.browser.until("document.querySelector('#rows').innerText.includes('<b>bold</b>')")
+        self.assertEqual(self.browser.js("document.querySelectorAll('#rows img').length"), 0)
+        self.assertIn("Error", self.browser.text("#rows li"))
+
+    def test_a_metric_nobody_has_heard_of(self):
+        """It gets its card, number, unit and chart from its events; what is malformed is passed over."""
+        server = self.live()
+        self.go(server.url)
+        for value in ("12", None, 1e999):
+            with contextlib.suppress(ValueError):
+                server.publish(Event("metric", {"name": "bad_metric", "value": value}))
+        server.publish(Event("metric", {}))
+        server.publish(Event("alert", {"level": 7}))
+        server.publish(metric("fan_speed", 1234.5, "rpm"))
+        self.browser.until("document.querySelector('[data-metric=fan_speed]') !== null")
+        self.assertRegex(self.browser.text("[data-metric=fan_speed]"), r"1.?234[.,]5\s*rpm")
+        self.assertIn("Fan speed", self.browser.text("#cards"))
+        self.assertEqual(self.browser.js("document.querySelectorAll('[data-metric=bad_metric]').length"), 0)
+        newest = self.browser.js("state.newest")
+        self.browser.until(f"state.newest > {newest}")
+
+    def test_the_raw_events_and_the_curl_line(self):
+        """Opened, the panel shows the last events as they came, and the command for this origin."""
+        server = self.live()
+        self.go(server.url)
+        self.browser.js("document.querySelector('#wire > summary').click()")
+        self.browser.until("document.querySelector('#raw').innerText.includes('event: metric\\ndata: {\"type\": \"metric\"')")
+        self.assertRegex(self.browser.text("#curl"), rf"^curl -N .?http://127\.0\.0\.1:{server.server_port}/api/events/all")
+
+    def test_it_fits_every_width(self):
+        """From 320 to 2560 px nothing scrolls sideways, and at 1440x900 all charts are visible."""
+        self.go(self.live().url)
+        for width in (320, 360, 768, 1440, 2560):
+            self.browser.cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 700)
+            self.browser.until(f"innerWidth === {width} && document.scrollingElement.scrollWidth <= {width}")
+            if width == 1440:
+                self.assertTrue(self.browser.js(
+                    "[...document.querySelectorAll('canvas, #state, [role=meter], #rows li:first-child')].every(e => "
+                    "e.getBoundingClientRect().bottom <= innerHeight && e.getBoundingClientRect().height > 0)"))
+
+    def test_both_themes_and_the_switch(self):
+        """It follows the system, colours of the canvas included; the switch is remembered."""
+        self.go(self.live().url)
+        ink = "getComputedStyle(document.body).backgroundColor"
+        seen = set()
+        for scheme in ("light", "dark"):
+            self.browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            self.browser.until(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
+            seen.add((self.browser.js(ink), self.browser.js("new Promise(d => requestAnimationFrame(() => d(paint.ink)))")))
+        self.assertEqual(len({background for background, _ in seen}), 2)
+        self.assertEqual(len({colour for _, colour in seen}), 2)
+        self.browser.cdp("Emulation.setEmulatedMedia", features=[])
+        while self.browser.js("document.documentElement.dataset.theme") != "dark":
+            self.browser.js("document.querySelector('#theme').click()")
+        dark = self.browser.js(ink)
+        self.browser.call("POST", "/refresh")
+        self.browser.until("document.readyState === 'complete' && document.documentElement.dataset.theme === 'dark'")
+        self.assertEqual(self.browser.js(ink), dark)
+        self.browser.js("localStorage.clear()")
+
+    def test_nothing_moves_when_motion_is_not_wanted(self):
+        """No animation, no transition, under prefers-reduced-motion, nor on what a tick changes."""
+        self.go(self.live().url)
+        for value in ("reduce", "no-preference"):
+            self.browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": value}])
+            newest = self.browser.js("state.newest")
+            self.browser.until(f"state.newest > {newest} + 500")
+            self.assertEqual(self.browser.js("document.getAnimations().length"), 0)
+
+    def test_the_crosshair_by_keys(self):
+        """Arrow keys on a chart move one moment over all charts; the page says how far behind it is; Escape goes back."""
+        self.go(self.live().url)
+        self.browser.js("document.querySelector('#cards canvas').focus()")
+        for _ in range(3):
+            self.browser.key("ArrowLeft", 37)
+        self.browser.until("/s behind/.test(document.querySelector('#moment').innerText)")
+        self.browser.key("Escape", 27)
+        self.browser.until("!/s behind/.test(document.querySelector('#moment').innerText)")
+
+    def test_the_filter_of_alerts(self):
+        """A level keeps its alerts alone; counts stand beside the levels; at most 200 are kept."""
+        server = self.live(sources=[Counting()])
+        self.go(server.url)
+        for n in range(205):
+            server.publish(alert(sse.LEVELS[n % 4], f"number {n}"))
+        self.browser.until("state.alerts.length === 200 && state.alerts[0].message === 'number 204'")
+        self.browser.js("[...document.querySelectorAll('#filter button')].find(b => b.innerText.includes('Warning')).click()")
+        self.browser.until("[...document.querySelectorAll('#rows li')].every(row => row.innerText.includes('Warning'))")
+        self.assertRegex(self.browser.text("#filter"), r"50\s*Warning")
+
+    def test_scales_grow_at_once_and_shrink_slowly(self):
+        """Steps of 1, 2 and 5 from zero; a peak is inside at once; a smaller scale comes after a minute."""
+        for peak, top in ((0, None), (0.9, 1), (7, 8), (61, 80), (1234, 1500), (4.1e6, 6e6)):
+            step, found = self.scale(f"scaleFor({peak})")
+            self.assertIn(float(f"{step:e}".split("e")[0]), (1, 2, 5))
+            self.assertGreaterEqual(found, peak)
+            self.assertAlmostEqual(found / step, round(found / step))
+            if top:
+                self.assertLessEqual(found, top)
+        self.go(self.live().url)
+        self.assertEqual(self.browser.js("rescale(rescale(null, 10, 0), 100, 1).top"), 100)
+        self.assertEqual(self.browser.js("rescale(rescale(null, 100, 0), 10, 59e3).top"), 100)
+        self.assertLess(self.browser.js("rescale(rescale(null, 100, 0), 10, 61e3).top"), 20)
+
+    def scale(self, expression):
+        if self.browser.js("typeof scaleFor") != "function":
+            self.go(self.live().url)
+        return self.browser.js(f"(s => [s.step, s.top])({expression})")
+
+    def test_at_most_two_points_a_pixel_column(self):
+        """However many values there are, a chart draws the lowest and the highest of each column, and keeps gaps."""
+        self.go(self.live().url)
+        found = self.browser.js("(() => { const times = [], values = []; for (let i = 0; i < 6000; i++) { times.push(i * 50);"
+                                "values.push(i === 3000 ? NaN : Math.sin(i) * 10); } const t = thin({times, values}, 0, 3e5, 1000);"
+                                "return {n: t.points.length / 2, low: t.low, high: t.high, gaps: t.points.filter(Number.isNaN).length}; })()")
+        self.assertLessEqual(found["n"], 602)
+        self.assertEqual(found["gaps"], 1)
+        self.assertGreater(found["high"], 9.99)
+        self.assertLess(found["low"], -9.99)
+
+    def test_one_frame_however_many_events(self):
+        """Twenty ticks a second, and no more than one drawing in an animation frame."""
+        server = self.live(interval=0.05)
+        self.go(server.url)
+        self.browser.until("Date.now() - state.newest < 1000")
+        drawn, frames = self.browser.js(
+            "new Promise(done => { let drawn = 0, frames = 0; const drawing = render, end = state.newest + 1500;"
+            "render = () => { drawn++; drawing(); }; const look = () => { frames++; if (state.newest < end)"
+            "return requestAnimationFrame(look); render = drawing; done([drawn, frames]); }; look(); })")
+        self.assertGreater(drawn, 5)
+        self.assertLessEqual(drawn, frames)
+        self.check_against_simulation(interval=50)
