@@ -553,6 +553,11 @@ class TheBroadcaster(Promises):
             self.assertEqual(len(ids(read_all(broadcaster, last_event_id=last_id))), 40)
         for last_id in (f"{TICK + 4000}-8", f"{TICK + 5000}-1"):
             self.assertEqual(read_all(broadcaster, last_event_id=last_id)[0][0], "status")
+        just_started = filled(3)
+        self.assertEqual(read_all(just_started, last_event_id=f"{TICK - 1000}-8")[0][1]["reason"], "expired")
+        just_started.skip_to(TICK + 60_000)
+        just_started.advance([(TICK + 60_000, events_of(0))])
+        self.assertEqual(read_all(just_started, last_event_id=f"{TICK + 2000}-8")[0][1]["reason"], "expired")
 
     def test_an_unknown_id_is_told_and_everything_held_follows(self):
         """What is no ID, or lies more than a minute ahead, is never an error: that would stop a browser for good."""
@@ -987,6 +992,22 @@ class Requests(Promises):
             self.assertEqual(answer.count(b"HTTP/1.1 "), 1)
             self.assertIn(b" 200 OK", answer)
         self.check_problem(405, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000)
+
+    def test_an_answer_is_not_lost_to_a_body_on_its_way(self):
+        """The connection is closed in two steps: who still sends is not reset before it has read (RFC 9112, 9.6)."""
+        self.setting(LINGER_SECONDS=5.0)
+        with socket.create_connection(self.address, DEADLINE) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"x" * 50_000)
+            self.assertTrue(eventually(lambda: self.server._lingering))
+            for _ in range(20):
+                connection.sendall(b"x" * 10_000)
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+            self.assertIn(b" 405 ", answer)
+            connection.sendall(b"x" * 10_000)
+            self.assertEqual(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 0)
+        self.assertTrue(eventually(lambda: not self.server._lingering))
 
     def test_nothing_a_client_sends_is_echoed(self):
         """Neither a header nor a log line holds what could break it."""
@@ -1693,6 +1714,22 @@ class AsAModule(Promises):
         server.__exit__(None, None, None)
         self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
 
+    def test_the_programs_in_the_readme_run(self):
+        """Both serve what they say, in under fifteen lines, and end with Ctrl-C without a word."""
+        programs = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
+        for program, expected in zip(programs, (set(METRICS) | {"real_load_average", "real_disk_usage"}, {"jobs_done"}), strict=True):
+            self.assertLessEqual(len(program.splitlines()), 15)
+            self.assertIn("port=8000", program)
+            child = subprocess.Popen([sys.executable, "-c", program.replace("port=8000", "port=0")], cwd=HERE, text=True,
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.addCleanup(child.communicate)
+            self.addCleanup(child.kill)
+            address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
+            with Stream(address, "/api/events/metrics") as stream:
+                stream.until(lambda stream, names=expected: names <= {data["name"] for _, data, _ in stream.events})
+            child.send_signal(signal.SIGINT)
+            self.assertEqual(child.communicate(timeout=DEADLINE)[1], "")
+
     def test_any_other_event_type_goes_to_the_stream_of_all(self):
         """A program's own event type is carried by `all` alone."""
         server = self.serve()
@@ -1702,11 +1739,155 @@ class AsAModule(Promises):
         self.assertEqual(events[-1][1]["version"], "1.2")
 
 
+# ------------------------------------------------------------------------------------------------- Behind a proxy ----
+
+SHIFTED = "import sys, time; now = time.time; time.time = lambda: now() + {}; import sse_dashboard as s; sys.exit(s.main())"
+
+
+def free_ports(count):
+    """Ports that nobody listens on."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def answers(port):
+    """Whether a server behind this port answers a request."""
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        connection.request("HEAD", "/")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+class Reconnecting(threading.Thread):
+    """A client that comes back by its last event ID, as soon as it is cut, until it is told to leave."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.port, self.wires, self.last_id, self.cuts, self.leave = port, [], "", -1, False
+        self.start()
+
+    def run(self):
+        while not self.leave:
+            self.cuts += 1
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+            try:
+                connection.request("GET", "/api/events/all", headers={"Last-Event-ID": self.last_id} if self.last_id else {})
+                self.read(connection.getresponse())
+            except (OSError, http.client.HTTPException):
+                pass  # cut, or no server took the request: once more
+            finally:
+                connection.close()
+
+    def read(self, response):
+        lines = []
+        while response.status == 200 and not self.leave and (line := response.readline()):
+            lines.append(line)
+            if line == b"\n":
+                wire, lines = b"".join(lines), []
+                if found := re.search(rb"\nid: (.+)\n\n\Z", wire):
+                    self.last_id = found[1].decode()
+                    self.wires.append(wire)
+
+    @property
+    def tick(self):
+        return int(self.last_id.partition("-")[0] or 0)
+
+
+@unittest.skipIf(os.environ.get("SSE_TEST_BROWSER") == "0", "SSE_TEST_BROWSER is 0")
+class BehindAProxy(Promises):
+    """The proxies' configurations are those of README.md, with other ports."""
+
+    def setUp(self):
+        super().setUp()
+        self.ports = free_ports(3)
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def start(self, argv):
+        process = subprocess.Popen(argv, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.terminate)
+        return process
+
+    def start_server(self, port, ahead=0):
+        process = self.start([sys.executable, "-c", SHIFTED.format(ahead), "--port", str(port), "--interval", "0.1"])
+        self.assertTrue(eventually(lambda: answers(port)))
+        return process
+
+    def start_proxy(self, language, argv):
+        text = re.search(rf"```{language}\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)[1]
+        self.assertLessEqual(text.count("\n"), 20)
+        for documented, port in zip(("8080", "8001", "8002"), self.ports):
+            text = text.replace(documented, str(port))
+        file = self.folder / language
+        file.write_text(text)
+        self.start([part.replace("FILE", str(file)) for part in argv])
+        self.assertTrue(eventually(lambda: answers(self.ports[0])))
+
+    @unittest.skipUnless(shutil.which("haproxy"), "haproxy is missing: apt-get install haproxy")
+    def test_haproxy(self):
+        """50 clients, servers two seconds apart, each killed and started again: every event once, and at once."""
+        self.clients_survive("haproxy", ["haproxy", "-f", "FILE"])
+
+    @unittest.skipUnless(shutil.which("nginx"), "nginx is missing: apt-get install nginx-light")
+    def test_nginx(self):
+        """The same behind nginx."""
+        log = f"error_log stderr; pid {self.folder}/pid; daemon off;"
+        self.clients_survive("nginx", ["nginx", "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log])
+
+    def clients_survive(self, language, argv):
+        servers = [self.start_server(self.ports[1]), self.start_server(self.ports[2], ahead=-2)]
+        self.start_proxy(language, argv)
+        clients = [Reconnecting(self.ports[0]) for _ in range(50)]
+
+        def all_go_on():
+            goal = max(client.tick for client in clients) + 300
+            return eventually(lambda: all(client.tick >= goal for client in clients))
+
+        self.assertTrue(all_go_on())
+        self.nothing_is_held_back()
+        for number, ahead in ((0, 0), (1, -2)):
+            servers[number].send_signal(signal.SIGKILL)
+            servers[number].wait()
+            self.assertTrue(all_go_on())
+            servers[number] = self.start_server(self.ports[1 + number], ahead)
+            self.assertTrue(eventually(lambda: answers(self.ports[0])))
+            self.assertTrue(all_go_on())
+        for client in clients:
+            client.leave = True
+        for client in clients:
+            client.join(DEADLINE)
+            self.assertEqual(b"".join(client.wires), self.never_cut(client))
+        self.assertGreaterEqual(sum(client.cuts for client in clients), 50)
+
+    def nothing_is_held_back(self):
+        """A stream on which next to nothing happens is there from its first byte."""
+        with socket.create_connection(("127.0.0.1", self.ports[0]), DEADLINE) as quiet, quiet.makefile("rb") as stream:
+            quiet.sendall(b"GET /api/events/alerts?level=error HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.assertTrue(any(line.startswith(b"retry: ") for line in stream))
+
+    def never_cut(self, client):
+        """The client's stream, from its first event to its last, as the simulation alone would have it."""
+        first, last = (tuple(map(int, re.search(rb"id: (\d+)-(\d+)", wire).groups())) for wire in client.wires[:: len(client.wires) - 1])
+        simulation = Simulation(0, 0.1)
+        return b"".join(event.encode(sse.timestamp(tick), f"{tick}-{number}")
+                        for tick in range(first[0], last[0] + 100, 100)
+                        for number, event in enumerate(simulation.events_at(tick), 1) if first <= (tick, number) <= last)
+
+
 # ----------------------------------------------------------------------------------- The page, in a real browser ----
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync --no-proxy-server --window-size=1440,900").split()
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
+         "--window-size=1440,900")
 
 
 class Browser:
