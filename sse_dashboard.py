@@ -286,8 +286,9 @@ def temperature(seed: int, at: float) -> float:
 
 
 def load(seed: int, at: float) -> float:
-    """Of four cores, with some processes that wait for the disk now and then."""
-    return 4.6 * lagging(seed, 8, at) / 100 + 2.4 * burst(seed, "waiting", 310, at) + 0.05 * chance(seed, "load", at)
+    """Of four cores, and now and then of some processes that wait for the disk."""
+    waiting = sum(burst(seed, "waiting", 310, at - back) for back in range(0, 30, 3)) / 10
+    return 4.6 * lagging(seed, 8, at) / 100 + 3 * waiting + 0.05 * chance(seed, "load", at)
 
 
 class Threshold(NamedTuple):
