@@ -1781,7 +1781,7 @@ class AsAModule(Promises):
             self.assertIn("port=8000", program)
             child = subprocess.Popen([sys.executable, "-c", program.replace("port=8000", "port=0")], cwd=HERE, text=True,
                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # a shell may have it ignore Ctrl-C
-                                     preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+                                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
             self.addCleanup(child.communicate)
             self.addCleanup(child.kill)
             address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
