@@ -1779,9 +1779,9 @@ class AsAModule(Promises):
         for program, expected in zip(programs, (set(METRICS) | {"real_load_average", "real_disk_usage"}, {"jobs_done"}), strict=True):
             self.assertLessEqual(len(program.splitlines()), 15)
             self.assertIn("port=8000", program)
-            child = subprocess.Popen([sys.executable, "-c", program.replace("port=8000", "port=0")], cwd=HERE, text=True,
-                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # a shell may have it ignore Ctrl-C
-                                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+            listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # even where a shell has not
+            child = subprocess.Popen([sys.executable, "-c", listening + program.replace("port=8000", "port=0")], cwd=HERE,
+                                     text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             self.addCleanup(child.communicate)
             self.addCleanup(child.kill)
             address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
