@@ -11,6 +11,7 @@ import base64
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import http.client
 import itertools
@@ -438,6 +439,23 @@ class TheSimulation(Promises):
                         self.assertGreaterEqual(values[name], thresholds[level - 1].clear)
                         state[name] = level
         self.assertGreater(crossings, 20)
+
+
+    def test_a_threshold_is_not_traced_back_for_ever(self):
+        """A reading that stays between `clear` and `at` for hours is looked at for ten minutes at most."""
+        looked_at = []
+
+        def curve(seed, at):
+            looked_at.append(at)
+            if len(looked_at) > 700:
+                raise AssertionError("it looks back for ever")
+            return 77.0
+
+        with mock.patch.dict(sse.READINGS, cpu_usage=sse.READINGS["cpu_usage"]._replace(curve=curve)):
+            sse.value_at.cache_clear()
+            Simulation(123).events_at(TICK + 599_000)
+        sse.value_at.cache_clear()
+        self.assertGreater(len(looked_at), 500)
 
 
 # -------------------------------------------------------------------------------------------------- Subscription ----
@@ -1365,6 +1383,16 @@ class Connections(Promises):
             self.assertIn(b" 503 ", connection.recv(1000))
         self.assertLessEqual(len(server._lingering), 5)
 
+    def test_the_limit_of_descriptors_is_raised_to_what_is_needed(self):
+        """A soft limit below --max-clients keeps nobody out."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lower = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, hard))
+        with Command("--max-clients", 200, preexec_fn=lower) as command, contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(Stream(command.address)) for _ in range(150)]
+            for stream in streams:
+                stream.opened()
+            self.assertEqual(command.end()[:2], (0, ""))
+
     @ON_LINUX
     def test_without_descriptors_it_waits_and_recovers(self):
         """No busy loop, one line in the log, and service again when descriptors are free."""
@@ -1464,6 +1492,22 @@ class Connections(Promises):
             socket.create_connection(server.server_address)
         with self.assertRaisesRegex(RuntimeError, "ended"):
             server.publish(alert("info", "too late"))
+
+    def test_what_is_queued_at_the_end_is_still_delivered(self):
+        """A client that is behind when the server ends gets every event that was published, and then the end."""
+        self.setting(SEND_BUFFER_BYTES=4096, DRAIN_SECONDS=float(DEADLINE))
+        server = HandDriven()
+        server.__enter__()
+        behind = self.stream(server, receive_buffer=2048).opened()
+        for _ in range(50):
+            server.tick([metric("padding", 1, "x" * 2000)])
+        ending = threading.Thread(target=server.__exit__, args=(None, None, None))
+        ending.start()
+        self.assertTrue(eventually(lambda: server.broadcaster._closed))
+        events = behind.to_the_end()
+        ending.join(DEADLINE)
+        self.assertEqual(ids(events), [f"{TICK + n * 1000}-1" for n in range(1, 51)])
+        self.assertEqual(server.closed, ["shutdown"])
 
     def test_systems_that_lack_something(self):
         """Without TCP_USER_TIMEOUT, SO_SNDTIMEO, SCHED_BATCH, IPv6 options or the resource module the server serves."""
