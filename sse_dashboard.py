@@ -101,6 +101,7 @@ REST_SECONDS = 0.0001  # ... the interpreter lock and are switched to twice; cos
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
+DRAIN_READS = 64  # of 64 KiB, of what a client sends unasked, in one look: its end may stand behind it
 MAX_LINGERING = 256  # sockets that do so: beyond it the oldest is closed at once
 WATCH_SECONDS = 0.25  # between two looks at all sockets: how soon a departure is noticed
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
@@ -108,7 +109,8 @@ BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
 RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
 
 SIGNAL_SECONDS = 0.2  # between two looks of the main thread for a signal
-DRAIN_SECONDS = 1.0  # at the end, for the streams to write what is queued...
+JOIN_SECONDS = 0.2  # at the end, for a source that is still busy...
+DRAIN_SECONDS = 0.8  # ... for the streams to write what is queued...
 HANG_UP_SECONDS = 0.4  # ... and for the threads whose sockets were then cut to notice
 
 # --------------------------------------------------------------------------------- Events: what can be said, as bytes ----
@@ -178,8 +180,8 @@ def metric(name: str, value: float, unit: str = "") -> Event:
 
     Raises TypeError or ValueError when the name is no text or empty, or the value no finite number.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"a metric's name is a text, and not empty; this is {name!r}")
+    if not isinstance(name, str) or not name or "," in name:
+        raise ValueError(f"a metric's name is a text, not empty and without a comma; this is {name!r}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"the value of {name} is a number, not {value!r}")
     if not math.isfinite(value):
@@ -515,8 +517,8 @@ class Broadcaster:
         if not isinstance(event, Event):
             raise TypeError(f"publish() takes an event, as metric() and alert() make it, not {event!r}")
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the server has ended: there is nobody left to publish to")
+            if self._closed or not self._last[0]:
+                raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}: nobody is there to hear of it")
             tick, number = self._last
             # Counted by the milliseconds since the tick, so that a restart in between does not give a number again.
             self._fan_out(self._remember(tick, max(number + 1, min(now_ms() - tick, self.interval_ms)), [event]), b"")
@@ -696,14 +698,14 @@ class Generator:
         newest = self.now_ms() // interval * interval
         oldest = newest - max(0, self._broadcaster.history_ms - 1) // interval * interval
         ticks = range(oldest, newest + interval, interval)
-        self._broadcaster.advance(((tick, self._events(self._replayable, tick)) for tick in ticks), live=False)
+        self._broadcaster.advance([(tick, self._events(self._replayable, tick)) for tick in ticks], live=False)
         self._next = newest + interval
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(DRAIN_SECONDS)
+        self._thread.join(JOIN_SECONDS)
 
     def now_ms(self) -> int:
         """The time of day, but never going back: when the clock is set back, time runs on from where it was."""
@@ -713,18 +715,23 @@ class Generator:
         return int(max(wall, steady) * 1000)
 
     def _run(self) -> None:
-        interval = self._broadcaster.interval_ms
+        # A second at most: the wall clock may be set forward meanwhile.
         while not self._stop.wait(max(0, min(1000, self._next - self.now_ms())) / 1000):
-            now = self.now_ms()
-            oldest = now - max(self._broadcaster.history_ms, 60_000)
-            if self._next < oldest:
-                self._next = oldest // interval * interval + interval
-                self._broadcaster.skip_to(self._next)
-            if due := range(self._next, now + 1, interval):
-                self._next = due[-1] + interval
-                late = [(tick, self._events(self._replayable, tick)) for tick in due[:-1]]
-                self._broadcaster.advance([*late, (due[-1], self._events(self._sources, due[-1]))])
-            self._broadcaster.heartbeat()
+            try:
+                self._publish_due()
+            except Exception:
+                logger.exception("a tick could not be published")
+
+    def _publish_due(self) -> None:
+        now, interval = self.now_ms(), self._broadcaster.interval_ms
+        oldest = now - max(self._broadcaster.history_ms, 60_000)
+        if self._next < oldest:
+            self._next = oldest // interval * interval + interval
+            self._broadcaster.skip_to(self._next)
+        if due := range(self._next, now + 1, interval):
+            self._next = due[-1] + interval
+            late = [(tick, self._events(self._replayable, tick)) for tick in due[:-1]]
+            self._broadcaster.advance([*late, (due[-1], self._events(self._sources, due[-1]))])
 
     def _events(self, sources: Iterable[Source], tick: int) -> list[Event]:
         events: list[Event] = []
@@ -734,7 +741,7 @@ class Generator:
                 if strangers := [event for event in found if not isinstance(event, Event)]:
                     raise TypeError(f"a source gives events, as metric() and alert() make them, not {strangers[0]!r}")
                 events += found
-            except Exception:
+            except BaseException:  # SystemExit too: a source does not decide about the server's life
                 logger.exception("%r raised at tick %d: its events are left out", source, tick)
         return events
 
@@ -826,6 +833,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def target(self) -> tuple[str, dict[str, list[str]]]:
         """The path and the query, of a target in origin or absolute form (RFC 9112, 3.2). Raises BadRequest."""
+        if self.request_version == "HTTP/0.9":
+            self.request_version = "HTTP/1.0"  # or the answer would have no status line
+            raise BadRequest("This server speaks HTTP/1.0 and HTTP/1.1.")
+        fields = self.headers.items()
+        if self.headers.defects or any(name != name.strip() or re.search(r"[\0\r\n]", value) for name, value in fields):
+            raise BadRequest("A header field is one line: a name, a colon, a value.")
         if self.request_version != "HTTP/1.0" and len(self.headers.get_all("Host", [])) != 1:
             raise BadRequest("A request has exactly one Host header field.")
         path, _, query = self.path.partition("?")
@@ -836,9 +849,9 @@ class Handler(BaseHTTPRequestHandler):
                 scheme, _, path, query, _ = urlsplit(self.path)
                 if scheme not in ("http", "https"):
                     raise ValueError
-            return unquote(path or "/"), parse_qs(query, keep_blank_values=True, max_num_fields=100)
         except ValueError:
-            raise BadRequest("The target is a path of this server, with at most 100 parameters.") from None
+            raise BadRequest("The target of a request is a path of this server.") from None
+        return unquote(path or "/"), parse_qs(query, keep_blank_values=True)
 
     def send_page(self, page: Page) -> None:
         known = re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
@@ -849,12 +862,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
         """Streams events until the client leaves or the server ends it. Raises BadRequest, but sends nothing then."""
-        wanted = Filter(STREAMS[path], self.choice(query, "name", self.server.broadcaster.metric_names),
-                        self.choice(query, "level", LEVELS))
+        names = self.server.broadcaster.metric_names if self.server.names_are_known else None
+        wanted = Filter(STREAMS[path], self.choice(query, "name", names), self.choice(query, "level", LEVELS))
         history = query.get("history", [""])[-1]
-        if history and not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,9})?", history):
+        if history and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
             raise BadRequest("The parameter history is a number of seconds.")
-        last_event_id = self.headers.get("Last-Event-ID") or query.get("lastEventId", [""])[-1]
+        last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t") or query.get("lastEventId", [""])[-1]
         if re.search(r"[\0-\x1f\x7f]", last_event_id):
             raise BadRequest("An event ID has no control characters.")
         self.send_headers(HTTPStatus.OK, {
@@ -871,10 +884,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.stream(self.connection, self.wfile.write, self.client_address[0], path,
                            wanted, last_event_id or None, float(history) if history else None)
 
-    def choice(self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str]) -> frozenset[str]:
-        """The values of a filter, given several times or with commas. Raises BadRequest."""
+    def choice(self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str] | None) -> frozenset[str]:
+        """The values of a filter, given several times or with commas. Raises BadRequest for one that is not allowed."""
         values = frozenset(value for text in query.get(key, ()) for value in text.split(",") if value)
-        if not values <= set(allowed):
+        if allowed is not None and not values <= set(allowed):
             raise BadRequest(f"The parameter {key} is one or more of {', '.join(allowed)}.")
         return values
 
@@ -939,7 +952,7 @@ def hang_up(connection: socket.socket) -> None:
 def is_open(connection: socket.socket) -> bool:
     """Throws away what a readable socket has received; False when the peer has closed. Never blocks."""
     try:
-        return bool(connection.recv(65536, getattr(socket, "MSG_DONTWAIT", 0)))
+        return all(connection.recv(65536, getattr(socket, "MSG_DONTWAIT", 0)) for _ in range(DRAIN_READS))
     except BlockingIOError:
         return True
     except OSError:
@@ -972,7 +985,9 @@ class DashboardServer(ThreadingHTTPServer):
         """`interval` and `history` in seconds. Without `sources` it shows the simulation; port 0 is any free one."""
         self.page = Page.load(Path(__file__).with_name("index.html"))
         self.broadcaster = Broadcaster(interval, history)
-        self.sources = [Simulation(interval=interval)] if sources is None else sources
+        self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
+        # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
+        self.names_are_known = all(getattr(source, "replayable", False) for source in self.sources)
         self.max_clients = max_clients
         # Guards the books below; notified when a connection is done.
         self._books = threading.Condition()
@@ -1115,7 +1130,7 @@ class DashboardServer(ThreadingHTTPServer):
                     events += frame.count(b"\ndata: ")
             except OSError as problem:
                 subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
-            except Exception:
+            except BaseException:
                 subscription.end("failed")
                 raise
             finally:
@@ -1148,11 +1163,12 @@ class DashboardServer(ThreadingHTTPServer):
             self._books.notify_all()
 
     def service_actions(self) -> None:
-        """Looks after all sockets. Called by serve_forever() at least every WATCH_SECONDS; never blocks."""
+        """Looks after all streams and sockets. Called by serve_forever() at least every WATCH_SECONDS; never blocks."""
         now = time.monotonic()
         if now < self._watch_at:
             return
         self._watch_at = now + WATCH_SECONDS
+        self.broadcaster.heartbeat()  # from here, not from the generator: a source may block that one
         with self._books:
             for key, _ in self._watched.select(0):
                 connection: Any = key.fileobj
@@ -1242,9 +1258,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-clients", type=number(int, 1, 100_000), default=MAX_CLIENTS, help="open connections of any kind")
     add("--verbose", action="store_true", help="log every request and every stream's end")
     options = parser.parse_args(arguments)
-    if options.history > MAX_HISTORY_TICKS * options.interval:
-        parser.error(f"argument --history: at this interval at most {MAX_HISTORY_TICKS * options.interval:g} seconds "
-                     f"({MAX_HISTORY_TICKS} ticks) are held")
+    longest = MAX_HISTORY_TICKS * round(options.interval, 3)
+    if options.history > longest:
+        parser.error(f"argument --history: at most {longest:g} seconds ({MAX_HISTORY_TICKS} ticks) at this interval")
     return options
 
 
@@ -1267,7 +1283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with DashboardServer(options.host, options.port, sources=[Simulation(options.seed, options.interval)],
                              interval=options.interval, history=options.history,
                              max_clients=options.max_clients) as server:
-            print(f"The dashboard is at {server.url} (Ctrl-C ends it)", flush=True)
+            with suppress(OSError):  # nobody may be there to read it
+                print(f"The dashboard is at {server.url} (Ctrl-C ends it)", flush=True)
             server.wait()
     except KeyboardInterrupt:
         return 0

@@ -349,7 +349,7 @@ class Wire(Promises):
             (lambda: metric("x", float("nan")), ValueError, "finite"), (lambda: metric("x", float("inf")), ValueError, "finite"),
             (lambda: metric("x", "5"), TypeError, "number"), (lambda: metric("x", True), TypeError, "number"),
             (lambda: metric("x", None), TypeError, "number"), (lambda: metric("", 1), ValueError, "name"),
-            (lambda: metric(5, 1), ValueError, "name"), (lambda: metric("\ud800", 1), ValueError, "surrogate"),
+            (lambda: metric(5, 1), ValueError, "name"), (lambda: metric("a,b", 1), ValueError, "comma"), (lambda: metric("\ud800", 1), ValueError, "surrogate"),
             (lambda: alert("fatal", "x"), ValueError, "info, success, warning, error"),
             (lambda: Event("a\nb", {}), ValueError, "one line"), (lambda: Event("a\rb", {}), ValueError, "one line"),
             (lambda: Event("a\0b", {}), ValueError, "NUL"), (lambda: Event("", {}), ValueError, "type"),
@@ -788,6 +788,31 @@ class TheGenerator(Promises):
         found = self.expect_logged("left out")
         self.assertLessEqual({ZeroDivisionError, TypeError}, {record.exc_info[0] for record in found})
 
+    def test_what_no_source_should_do_ends_nothing(self):
+        """SystemExit, or an event that cannot be encoded after all: the next tick comes."""
+
+        class Unsendable(Event):
+            def encode(self, moment, event_id=""):
+                raise ZeroDivisionError("event")
+
+        leaving = Counting(act=lambda tick: sys.exit(1))
+        broadcaster = sse.Broadcaster(0.05, 0)
+        with sse.Generator(broadcaster, [leaving]):
+            leaving.wait_for(3)
+        unsendable = Counting(act=lambda tick: [Unsendable("x", {})])
+        with sse.Generator(broadcaster, [unsendable]):
+            unsendable.wait_for(3)
+        self.expect_logged("left out")
+        self.expect_logged("could not be published")
+
+    def test_a_source_may_publish_while_history_is_filled(self):
+        """Sources are asked before the broadcaster is locked: publish() does not wait for them."""
+        server = sse.DashboardServer("127.0.0.1", 0, interval=60.0, history=0, sources=[])
+        self.addCleanup(server.server_close)
+        asked = Counting(True, lambda tick: [server.broadcaster.heartbeat()][:0])
+        with sse.Generator(server.broadcaster, [asked]):
+            self.assertEqual(len(asked.ticks), 1)
+
     def test_late_ticks_are_made_up_for(self):
         """After a pause shorter than the history no tick is missing, and they are one frame."""
         clock = FakeTime()
@@ -824,15 +849,6 @@ class TheGenerator(Promises):
                 clock.wall -= 3600
                 source.wait_for(20)
         self.assertEqual({b - a for a, b in itertools.pairwise(source.ticks)}, {50})
-
-    def test_a_heartbeat_does_not_wait_for_the_next_tick(self):
-        """However long the interval, a silent stream gets its comment in time."""
-        self.setting(HEARTBEAT_SECONDS=0.2)
-        broadcaster = sse.Broadcaster(60.0, 0)
-        with broadcaster.subscribe(Filter(frozenset({"alert"}))) as silent, sse.Generator(broadcaster, []):
-            self.assertTrue(eventually(lambda: silent._queue.qsize()))
-            silent.end("closed")
-            self.assertTrue(b"".join(silent.frames()).endswith(b"\n\n:\n\n"))
 
     def test_the_thread_ends_with_the_block(self):
         """Leaving ends the generator thread, also in the middle of a long interval."""
@@ -989,14 +1005,16 @@ class Requests(Promises):
                 for word in words:
                     self.assertIn(word, sentence)
         self.check_problem(400, b"GET /api/events/all HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1\x01\r\n\r\n")
-        self.check_problem(400, b"GET /api/events/all?%b HTTP/1.1\r\nHost: x\r\n\r\n" % b"&".join([b"a=1"] * 200))
+        for path in ("/x", "/api/status"):  # however many there are, unknown ones are ignored
+            many = f"GET {path}?{'&'.join(['a=1'] * 500)} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            self.assertEqual(self.answer(many)[0], 404 if path == "/x" else 200)
 
     def test_resume_by_header_and_by_parameter(self):
         """`Last-Event-ID` beats `lastEventId`, and both beat `history`."""
         early, late = f"{self.server.now - 2000}-8", f"{self.server.now}-6"
         for query, headers, count in ((f"?lastEventId={late}", (), 2), (f"?lastEventId={early}&history=0", (), 16),
                                       (f"?lastEventId={early}", [f"Last-Event-ID: {late}"], 2),
-                                      ("?history=60", [f"Last-Event-ID: {late}"], 2), ("?lastEventId=", (), 8)):
+                                      ("?history=60", [f"Last-Event-ID: {late} \t"], 2), ("?lastEventId=", (), 8)):
             stream = self.stream(self.server, f"/api/events/all{query}", headers).opened()
             tick = self.server.tick([])
             events = stream.until(lambda stream: sum(kind == "status" for kind, _, _ in stream.events) >= 2)
@@ -1021,6 +1039,12 @@ class Requests(Promises):
             self.assertEqual(self.answer(request)[0], 200)
         for line in (b"GET ftp://x/ HTTP/1.1", b"GET x HTTP/1.1", b"GET http://[ HTTP/1.1", b"GET * HTTP/1.1"):
             self.check_problem(400, line + b"\r\nHost: x\r\n\r\n")
+
+    def test_header_fields_that_are_none(self):
+        """A line without a colon, a space before it, or a NUL is 400: else the fields behind it would be lost in silence."""
+        for line in (b"junk", b"Foo : y", b"Foo: a\0b"):
+            self.check_problem(400, b"GET /api/status HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nLast-Event-ID: 1-1\r\n\r\n")
+        self.check_problem(400, b"GET /api/status HTTP/0.9\r\nHost: x\r\n\r\n")
 
     def test_a_request_has_one_host(self):
         """HTTP/1.1 without a Host, or with two, is 400 (RFC 9112, 3.2)."""
@@ -1176,6 +1200,21 @@ class Connections(Promises):
         self.assertEqual(server.status()["ended"], dict.fromkeys(sse.REASONS, 0) | {"closed": 9})
         self.assertEqual((server._deadlines, server._lingering), ({}, {}))
 
+    def test_a_close_behind_much_unasked_input_is_noticed_too(self):
+        """What a client has sent before it closes does not hide its end."""
+        server = self.serve()
+        stream = Stream(server.server_address, "/api/events/alerts").opened()
+        stream.socket.sendall(b"x" * 1_000_000)
+        stream.socket.close()
+        self.assertTrue(eventually(lambda: server.closed, 1))
+
+    def test_a_source_that_blocks_stops_no_heartbeat(self):
+        """Silent streams are kept alive, and dead peers found, whatever a source does."""
+        self.setting(HEARTBEAT_SECONDS=0.2)
+        server = self.serve(0)
+        stream = self.stream(server, "/api/events/alerts")
+        stream.until(lambda stream: stream.parser.comments >= 2)
+
     def test_bytes_sent_into_an_open_stream_are_thrown_away(self):
         """They end nothing, and a client that sends without end takes no more than its share of the watcher."""
         server = self.serve()
@@ -1227,11 +1266,11 @@ class Connections(Promises):
     def test_the_kernel_ends_a_peer_that_acknowledges_nothing(self):
         """A frozen peer behind a closed window: TCP_USER_TIMEOUT ends the connection, on a stream of comments alone."""
         options = [option for option in sse.SOCKET_OPTIONS if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")]
-        self.setting(SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)), HEARTBEAT_SECONDS=0.0)
+        self.setting(SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)), HEARTBEAT_SECONDS=0.2)
         server = self.serve()
         frozen = self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
         server.tick([alert("info", "x" * 200_000)])
-        self.assertTrue(eventually(lambda: [server.broadcaster.heartbeat(), server.closed][1] == ["stalled"]), server.closed)
+        self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
         frozen.socket.close()
 
     def test_each_accepted_socket_has_the_options(self):
@@ -1786,6 +1825,18 @@ class AsAModule(Promises):
             with Stream(server.server_address, "/api/events/metrics?name=own") as stream:
                 self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 1)
 
+    def test_a_name_that_a_source_has_not_spoken_of_yet(self):
+        """With a source of one's own an unknown name is waited for: a 400 would stop a browser for good."""
+        server = self.serve(sources=[Counting()])
+        stream = self.stream(server, "/api/events/metrics?name=later").opened()
+        server.publish(metric("later", 5))
+        self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 5)
+
+    def test_publishing_before_the_beginning(self):
+        """It raises: there is no tick yet that the event could belong to."""
+        with self.assertRaisesRegex(RuntimeError, "not begun"):
+            sse.Broadcaster().publish(alert("info", "x"))
+
     def test_publish_from_any_thread(self):
         """Events between two ticks reach every client at once, with IDs in order, from several threads at a time."""
         server = self.serve()
@@ -2162,6 +2213,7 @@ class ThePage(Promises):
         with Command("--interval", "0.25") as command:
             self.go(command.url.partition(" at ")[2].split()[0])
             shown = self.browser.text("[data-metric=memory_usage]")
+            self.browser.until("state.status.uptime > 2.5")  # so that its successor's start can be told from its own
             command.process.kill()
             command.process.communicate()
             self.browser.state("Reconnecting", seconds=1.5)
