@@ -15,7 +15,7 @@ Threads, and who ends them:
 
     main        waits for a signal; leaving its `with` block is the one way down
     generator   computes and publishes the ticks; DashboardServer.__exit__ ends it first
-    serve       accepts connections, and between them looks after all sockets; __exit__ ends it next
+    serve       accepts connections, and between them looks after all sockets and sends heartbeats; __exit__ ends it next
     one for each connection: answers one request. A stream's thread sleeps in queue.Queue.get(), until its subscription
                 is ended (the client left, was too slow, the server stops) or its socket fails
 
@@ -1039,8 +1039,8 @@ class DashboardServer(ThreadingHTTPServer):
 
     def wait(self) -> None:
         """Blocks until the server has ended, or a signal's exception comes up in the main thread."""
-        # Python runs a signal's handler between two steps of its own: one that comes just before the wait must not find it
-        # endless.
+        # Python runs a signal's handler between two of its own steps. One that comes just before a wait without end would
+        # not be seen before the next.
         while not self._down.wait(SIGNAL_SECONDS):
             pass
 
