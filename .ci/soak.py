@@ -248,8 +248,11 @@ class Soak:
         self.server.start()
 
     def compare(self) -> tuple[int, int, int]:
-        """Events that should have come, that did not, and that came twice or out of order."""
-        goal = max(client.seen[-1] for client in self.clients if client.seen)[0]
+        """Events that should have come, that did not, and that came twice or out of order.
+
+        The last second does not count: when all leave, a tick is on its way to some and has reached others.
+        """
+        goal = max(client.seen[-1] for client in self.clients if client.seen)[0] - 1000
         simulation, truth = sse_dashboard.Simulation(0, INTERVAL), []
         for tick in range(self.start, goal + 1, round(INTERVAL * 1000)):
             truth += [(event.type, (tick, number)) for number, event in enumerate(simulation.events_at(tick), 1)]
