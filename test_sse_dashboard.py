@@ -897,7 +897,7 @@ class Requests(Promises):
                                   "form-action": "'none'", "frame-ancestors": "'none'"})
         self.assertEqual(headers["X-Content-Type-Options"], "nosniff")
         self.assertEqual(headers["Referrer-Policy"], "no-referrer")
-        self.assertEqual(headers["Content-Type"], "text/html; charset=utf-8")
+        self.assertEqual((headers["Content-Type"], headers["Server"]), ("text/html; charset=utf-8", "sse-dashboard"))
         self.assertEqual(set(headers), {"Server", "Date", "Content-Type", "Content-Length", "Content-Security-Policy", "ETag",
                                         "Referrer-Policy", "Cache-Control", "X-Content-Type-Options", "Connection"})
 
@@ -1434,25 +1434,31 @@ class Connections(Promises):
 
     @ON_LINUX
     def test_without_descriptors_it_waits_and_recovers(self):
-        """No busy loop, one line in the log, and service again when descriptors are free."""
+        """No busy loop, one line in the log each time, and service again when descriptors are free."""
         program = ("import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
                    "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.exit(s.main())")
         child = subprocess.Popen([sys.executable, "-c", program, "--port", "0"], cwd=HERE, text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(child.communicate)
         self.addCleanup(child.kill)
         address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
-        held = [socket.create_connection(address, DEADLINE) for _ in range(60)]
-        self.assertTrue(eventually(lambda: descriptors_of(child.pid) == 40))
-        line = child.stderr.readline()
-        self.assertIn("cannot accept connections", line)
-        before, begin = cpu_seconds_of(child.pid), time.monotonic()
-        self.assertFalse(eventually(lambda: cpu_seconds_of(child.pid) - before > 0.3, 1))
-        self.assertGreater(time.monotonic() - begin, 0.9)
-        for connection in held:
-            connection.close()
-        self.assertTrue(eventually(lambda: exchange(address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")))
+        log, idle = [], descriptors_of(child.pid)
+        reader = threading.Thread(target=lambda: log.extend(child.stderr))
+        reader.start()
+        for _ in range(2):
+            said = len(log)
+            held = [socket.create_connection(address, DEADLINE) for _ in range(60)]
+            self.assertTrue(eventually(lambda: descriptors_of(child.pid) == 40 and len(log) > said))
+            said, spent = len(log), cpu_seconds_of(child.pid)
+            self.assertFalse(eventually(lambda: cpu_seconds_of(child.pid) - spent > 0.3 or len(log) > said, 1))
+            for connection in held:
+                connection.close()
+            self.assertTrue(eventually(lambda: exchange(address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")))
+            self.assertTrue(eventually(lambda: descriptors_of(child.pid) == idle))
         child.send_signal(signal.SIGTERM)
-        self.assertEqual((child.communicate(timeout=DEADLINE)[1], child.returncode), ("", 0))
+        self.assertEqual(child.wait(DEADLINE), 0)
+        reader.join(DEADLINE)
+        self.assertEqual([line for line in log if "cannot accept connections" not in line], [])
 
     def test_1000_streams_in_one_burst(self):
         """All connect at once, none fails, and each gets the next tick."""
@@ -1522,15 +1528,38 @@ class Connections(Promises):
             server.tick()
             silent = socket.create_connection(server.server_address)
             self.addCleanup(silent.close)
+            self.assertTrue(eventually(lambda: len(server._deadlines) == 4))
         for stream in streams:
             stream.to_the_end()
             self.assertTrue(stream.raw.endswith(b"\n\n"))
+        silent.settimeout(DEADLINE)
+        self.assertEqual(silent.recv(1), b"")
         self.assertEqual(server.closed, ["shutdown"] * 3)
         self.assertEqual(ids(streams[2].events)[-1], f"{server.now}-8")
         with self.assertRaises(ConnectionError):
             socket.create_connection(server.server_address)
         with self.assertRaisesRegex(RuntimeError, "ended"):
             server.publish(alert("info", "too late"))
+
+    def test_a_thread_that_comes_late_to_the_end_leaves_without_a_word(self):
+        """One that is about to open a stream when the server has just ended finds nothing to stumble over."""
+        gate, left = threading.Event(), threading.Event()
+
+        class Held(HandDriven):
+            def request_arrived(self, connection):
+                gate.wait(DEADLINE)
+                super().request_arrived(connection)
+
+            def shutdown_request(self, request):
+                super().shutdown_request(request)
+                left.set()
+
+        self.setting(HANG_UP_SECONDS=0.05)
+        with Held() as server:
+            self.stream(server)
+            self.assertTrue(eventually(lambda: server._deadlines))
+        gate.set()
+        self.assertTrue(left.wait(DEADLINE))
 
     def test_what_is_queued_at_the_end_is_still_delivered(self):
         """A client that is behind when the server ends gets every event that was published, and then the end."""
