@@ -154,11 +154,12 @@ class Soak:
             for stranger in [stranger for stranger in self.strangers if stranger[0] < now]:
                 self.strangers.remove(stranger)
                 self.dismiss(*stranger[1:])
-            if faults and next_fault < now:
+            connected = [client for client in self.clients if client.connection and not client.deaf_until]
+            if faults and connected and next_fault < now:
                 next_fault += 1
                 fault = random.choice(faults)
                 self.faults[fault] += 1
-                getattr(self, fault)(random.choice([one for one in self.clients if one.connection and not one.deaf_until]))
+                getattr(self, fault)(random.choice(connected))
             self.read(0.02)
 
     def read(self, seconds: float) -> None:
