@@ -2336,7 +2336,13 @@ class ThePage(Promises):
             handles.append(self.browser.tab())
             self.go(server.url)
         self.assertTrue(eventually(lambda: server.broadcaster.connections == 1), server.broadcaster.connections)
-        self.browser.switch(holder)
+        holding = []
+        for handle in [*handles, holder]:
+            self.browser.switch(handle)
+            self.assertEqual(self.browser.text("#state"), "Live")
+            holding.append(self.browser.js("holding"))
+        self.assertEqual(sum(holding), 1)
+        self.assertEqual(server.status()["ended"]["closed"], 0)  # nobody gave up a stream of its own
         self.browser.call("DELETE", "/window")
         self.assertTrue(eventually(lambda: server.broadcaster.connections == 1))
         for handle in handles:
