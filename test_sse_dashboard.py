@@ -642,36 +642,31 @@ class TheBroadcaster(Promises):
 
     def test_who_joins_while_publishing_runs_sees_every_event_once(self):
         """History and registration are one step: whatever the timing, no gap and no double."""
-        broadcaster, done, results = filled(1, alerts=0, count=3), threading.Event(), []
+        broadcaster, done = filled(3, history=5, alerts=0, count=3), threading.Event()
 
         def publish():
-            for n in range(1, 2000):
+            for n in itertools.count(3):
+                if done.is_set():
+                    return
                 broadcaster.advance([(TICK + n * 1000, events_of(0, 3, 0))])
-            done.set()
 
-        def join():
-            while not done.is_set():
-                with broadcaster.subscribe(history=5) as subscription:
-                    frames, got = subscription.frames(), b""
-                    while got.count(b"-3\n") < 25 and not done.is_set():
-                        got += next(frames)
-                    subscription.end("closed")
-                results.append([tuple(map(int, text.split("-"))) for text in ids(parse(got))])
-
-        with mock.patch.object(sse, "QUEUE_FRAMES", 5000):
-            threads = [threading.Thread(target=join) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            publish()
-            broadcaster.close()
-            for thread in threads:
-                thread.join(DEADLINE)
-        checked = 0
-        for found in results:
-            for (tick, number), (next_tick, next_number) in itertools.pairwise(found):
-                checked += 1
-                self.assertEqual((next_tick, next_number), (tick, number + 1) if number < 3 else (tick + 1000, 1))
-        self.assertGreater(checked, 100)
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(1e-6)  # so that the threads get into each other's way
+        publisher = threading.Thread(target=publish)
+        with mock.patch.object(sse, "QUEUE_FRAMES", 100_000):
+            publisher.start()
+            try:
+                for _ in range(500):
+                    with broadcaster.subscribe(history=2) as subscription:
+                        frames, got = subscription.frames(), b""
+                        while got.count(b"-3\n") < 5:
+                            got += next(frames)
+                    found = [tuple(map(int, text.split("-"))) for text in ids(parse(got))]
+                    first = found[0][0]
+                    self.assertEqual(found, [(first + n // 3 * 1000, n % 3 + 1) for n in range(len(found))])
+            finally:
+                done.set()
+                publisher.join(DEADLINE)
 
     def test_silence_is_filled_with_comments(self):
         """After HEARTBEAT_SECONDS without an event a comment comes, and not to those who heard something."""
