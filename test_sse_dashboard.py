@@ -550,8 +550,19 @@ class TheBroadcaster(Promises):
         events = read_all(filled(3))
         self.assertEqual([kind for kind, _, _ in events], ["status", *["metric"] * 7, "alert"])
         self.assertEqual(ids(events)[0], f"{TICK + 2000}-1")
-        self.assertEqual(events[0][1]["connections"], 1)
-        self.assertEqual(events[0][1]["interval_seconds"], 1.0)
+
+    def test_a_status_is_true_and_has_no_id(self):
+        """Open streams and the interval as they are, at connect and at every tick, and nothing that moves the cursor."""
+        broadcaster = sse.Broadcaster(0.25, 10)
+        with broadcaster.subscribe(history=0), broadcaster.subscribe(history=0) as subscription:
+            broadcaster.advance([(TICK, [])])
+            subscription.end("closed")
+            events = parse(b"".join(subscription.frames()))
+        self.assertEqual([(kind, last) for kind, _, last in events], [("status", "")] * 2)
+        for _, data, _ in events:
+            self.assertEqual((data["connections"], data["interval_seconds"]), (2, 0.25))
+            self.assertTrue(0 <= data["uptime_seconds"] < DEADLINE)
+            self.assertEqual(list(data), ["type", "uptime_seconds", "connections", "interval_seconds", "timestamp"])
 
     def test_history_is_the_last_seconds_at_most_what_is_held(self):
         """`history` replays whole ticks; 0 replays nothing; an ID beats it."""
@@ -844,6 +855,16 @@ class TheGenerator(Promises):
                 clock.wall -= 3600
                 source.wait_for(20)
         self.assertEqual({b - a for a, b in itertools.pairwise(source.ticks)}, {50})
+
+    def test_a_clock_that_is_set_forward_is_noticed_at_once(self):
+        """Not only when the interval that was waited for is over."""
+        clock = FakeTime()
+        with mock.patch.object(sse, "time", clock):
+            source = Counting(True)
+            with sse.Generator(sse.Broadcaster(60.0, 0), [source]):
+                source.wait_for(1)
+                clock.wall += 60
+                source.wait_for(1)
 
     def test_the_thread_ends_with_the_block(self):
         """Leaving ends the generator thread, also in the middle of a long interval."""
@@ -1538,12 +1559,13 @@ class Connections(Promises):
 
     def test_a_thread_that_comes_late_to_the_end_leaves_without_a_word(self):
         """One that is about to open a stream when the server has just ended finds nothing to stumble over."""
-        gate, left = threading.Event(), threading.Event()
+        waiting, gate, left = threading.Event(), threading.Event(), threading.Event()
 
         class Held(HandDriven):
-            def request_arrived(self, connection):
+            def stream(self, *arguments):
+                waiting.set()
                 gate.wait(DEADLINE)
-                super().request_arrived(connection)
+                super().stream(*arguments)
 
             def shutdown_request(self, request):
                 super().shutdown_request(request)
@@ -1552,7 +1574,7 @@ class Connections(Promises):
         self.setting(HANG_UP_SECONDS=0.05)
         with Held() as server:
             self.stream(server)
-            self.assertTrue(eventually(lambda: server._deadlines))
+            self.assertTrue(waiting.wait(DEADLINE))
         gate.set()
         self.assertTrue(left.wait(DEADLINE))
 
@@ -1623,6 +1645,21 @@ class TheCommand(Promises):
         self.assertLessEqual(sse.HEARTBEAT_SECONDS + sse.SEND_TIMEOUT_SECONDS, 30)  # a vanished peer is gone by then
         self.assertLessEqual(sse.WATCH_SECONDS, 0.5)  # ... and one that closes, within one second
         self.assertLess(sse.DRAIN_SECONDS + sse.HANG_UP_SECONDS + sse.WATCH_SECONDS, 2)
+
+    def test_the_options_reach_the_server(self):
+        """Interval, seed, history and the number of clients are those that were asked for."""
+        with Command("--interval", "0.5", "--seed", 7, "--history", 3, "--max-clients", 1) as command:
+            with Stream(command.address, "/api/events/all?lastEventId=1-1") as stream:
+                events = stream.until(lambda stream: len(ids(stream.events)) >= 42)
+                self.assertIn(b" 503 ", exchange(command.address, b""))
+            self.assertEqual(events[0][1]["reason"], "expired")
+            status = next(data for kind, data, _ in events if kind == "status")
+            self.assertEqual((status["connections"], status["interval_seconds"]), (1, 0.5))
+            ticks = sorted({int(last.partition("-")[0]) for last in ids(events)})
+            self.assertEqual({tick % 500 for tick in ticks}, {0})
+            values = [data["value"] for kind, data, last in events if kind == "metric" and last.startswith(str(ticks[0]))]
+            self.assertEqual(values, [event.fields["value"] for event in Simulation(7, 0.5).events_at(ticks[0])[:7]])
+            self.assertGreater(sse.timestamp(ticks[0] + 3500), events[0][1]["timestamp"])  # no more than was asked for
 
     def test_what_an_operator_sees(self):
         """With --verbose, a line for each request and each stream's end; without it, nothing, whatever clients do."""
