@@ -952,7 +952,8 @@ def hang_up(connection: socket.socket) -> None:
 def is_open(connection: socket.socket) -> bool:
     """Throws away what a readable socket has received; False when the peer has closed. Never blocks."""
     try:
-        return all(connection.recv(65536, getattr(socket, "MSG_DONTWAIT", 0)) for _ in range(DRAIN_READS))
+        flag = getattr(socket, "MSG_DONTWAIT", 0)  # where it is missing, a second read could block
+        return all(connection.recv(65536, flag) for _ in range(DRAIN_READS if flag else 1))
     except BlockingIOError:
         return True
     except OSError:
@@ -1138,7 +1139,7 @@ class DashboardServer(ThreadingHTTPServer):
                     with suppress(KeyError, ValueError):  # not watched any more: the client went first, or all is closed
                         self._watched.unregister(connection)
                     self._ended[subscription.reason] += 1
-        self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
+                self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
 
     def shutdown_request(self, request: Any) -> None:
         """Closes in two steps (RFC 9112, 9.6): with unread input, a plain close would take the response with it.

@@ -1521,6 +1521,7 @@ class Connections(Promises):
         self.stream(server, "/api/events/alerts").to_the_end()
         good.until_id(server.tick())
         self.assertTrue(eventually(lambda: server.status()["ended"]["failed"] == 1))
+        self.assertTrue(eventually(lambda: server.closed == ["failed"]))
         self.assertTrue(eventually(lambda: self.log))
         self.assertEqual(self.expect_logged("failed")[0].exc_info[0], ZeroDivisionError)
 
@@ -1603,7 +1604,10 @@ class Connections(Promises):
             with self.subTest(missing=name), mock.patch.object(holder, name, create=True):
                 delattr(holder, name)
                 with HandDriven() as server, Stream(server.server_address) as stream:
-                    stream.opened().until_id(server.tick())
+                    stream.opened().socket.sendall(b"x")  # without MSG_DONTWAIT nobody may wait for a second byte
+                    looked = server._watch_at
+                    self.assertTrue(eventually(lambda: server._watch_at > looked + 3 * sse.WATCH_SECONDS), "it looks no more")
+                    stream.until_id(server.tick())
                     self.assertEqual(fetch(server.server_address, "/")[0], 200)
         with mock.patch.dict(sys.modules, {"resource": None}), HandDriven() as server:
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
