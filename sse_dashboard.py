@@ -101,8 +101,8 @@ REST_SECONDS = 0.0001  # ... the interpreter lock and are switched to twice; cos
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
-DRAIN_READS = 64  # of 64 KiB, of what a client sends unasked, in one look: its end may stand behind it
 MAX_LINGERING = 256  # sockets that do so: beyond it the oldest is closed at once
+DRAIN_READS = 64  # of 64 KiB, of what a client sends unasked, in one look: its end may stand behind it
 WATCH_SECONDS = 0.25  # between two looks at all sockets: how soon a departure is noticed
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
@@ -205,6 +205,10 @@ class Source(Protocol):
 
     def events_at(self, tick: int) -> Iterable[Event]:
         """The events of a tick (Unix milliseconds). Called in the generator thread, tick after tick."""
+
+
+def is_replayable(source: Source) -> bool:
+    return bool(getattr(source, "replayable", False))
 
 
 # --------------------------------------------------------------------- Simulation: a machine as a function of time ----
@@ -533,9 +537,8 @@ class Broadcaster:
     def heartbeat(self) -> None:
         """Sends a comment to those who heard nothing for HEARTBEAT_SECONDS. Proxies see life, dead peers are found."""
         with self._lock:
-            for audience in self._audiences.values():
-                if time.monotonic() - audience.heard_at >= HEARTBEAT_SECONDS:
-                    self._send({audience: b":\n\n"})
+            silent_since = time.monotonic() - HEARTBEAT_SECONDS
+            self._send({one: b":\n\n" for one in self._audiences.values() if one.heard_at <= silent_since})
 
     def close(self) -> None:
         """Ends every stream, and each that is yet to come."""
@@ -606,11 +609,9 @@ class Broadcaster:
             self._history.append(batch)
             self.metric_names |= dict.fromkeys(entry.topic for entry in batch if entry.type == "metric")
         # Even without a history the newest tick is held: it is what a new client sees first.
-        oldest = tick - max(self.history_ms, 1)
-        if self._history and self._history[0][0].id[0] <= oldest:
-            kept = bisect_right(self._history, oldest, key=lambda batch: batch[0].id[0])
-            self._gone = self._history[kept - 1][-1].id
-            del self._history[:kept]
+        if expired := bisect_right(self._history, tick - max(self.history_ms, 1), key=lambda batch: batch[0].id[0]):
+            self._gone = self._history[expired - 1][-1].id
+            del self._history[:expired]
         return batch
 
     def _fan_out(self, entries: Sequence[Entry], status: bytes) -> None:
@@ -685,8 +686,8 @@ class Generator:
 
     def __init__(self, broadcaster: Broadcaster, sources: Iterable[Source]) -> None:
         # The replayable first: so their events have the same numbers when history is filled from them alone.
-        self._sources = sorted(sources, key=lambda source: not getattr(source, "replayable", False))
-        self._replayable = [source for source in self._sources if getattr(source, "replayable", False)]
+        self._sources = sorted(sources, key=is_replayable, reverse=True)
+        self._replayable = [source for source in self._sources if is_replayable(source)]
         self._broadcaster = broadcaster
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
@@ -755,6 +756,7 @@ STREAMS: dict[str, frozenset[str] | None] = {
 }
 ROUTES = ("/", "/api/status", *STREAMS)
 METHODS = ("GET", "HEAD", "OPTIONS")
+ALLOWED = ", ".join(METHODS)
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 PUBLIC = {"Access-Control-Allow-Origin": "*"}  # a page of any origin may read the data
 PROBLEMS = {
@@ -812,16 +814,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.request_arrived(self.connection)
         try:
             path, query = self.target()
-            public = {} if path == "/" else PUBLIC
             if path not in ROUTES:
                 self.send_problem(HTTPStatus.NOT_FOUND, f"There is nothing here; there is {', '.join(ROUTES)}.")
             elif self.command == "OPTIONS":
-                methods = {"Allow": ", ".join(METHODS), "Access-Control-Allow-Methods": ", ".join(METHODS)}
-                headers = {"Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control"}
-                self.respond(HTTPStatus.NO_CONTENT, methods | headers | public)
+                self.respond(HTTPStatus.NO_CONTENT, {
+                    "Allow": ALLOWED,
+                    "Access-Control-Allow-Methods": ALLOWED,
+                    "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control",
+                } | ({} if path == "/" else PUBLIC))
             elif self.command not in METHODS:
-                self.send_problem(HTTPStatus.METHOD_NOT_ALLOWED, f"The methods here are {', '.join(METHODS)}.",
-                                  {"Allow": ", ".join(METHODS)})
+                self.send_problem(HTTPStatus.METHOD_NOT_ALLOWED, f"The methods here are {ALLOWED}.", {"Allow": ALLOWED})
             elif path == "/":
                 self.send_page(self.server.page)
             elif path == "/api/status":
@@ -988,7 +990,7 @@ class DashboardServer(ThreadingHTTPServer):
         self.broadcaster = Broadcaster(interval, history)
         self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
         # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
-        self.names_are_known = all(getattr(source, "replayable", False) for source in self.sources)
+        self.names_are_known = all(map(is_replayable, self.sources))
         self.max_clients = max_clients
         # Guards the books below; notified when a connection is done.
         self._books = threading.Condition()
@@ -1123,7 +1125,8 @@ class DashboardServer(ThreadingHTTPServer):
         with self.broadcaster.subscribe(wanted, last_event_id, history, partial(hang_up, connection)) as subscription:
             with self._books:
                 self._deadlines[connection] = math.inf
-                self._watch(connection, subscription)
+                if not self._down.is_set():  # a thread that was cut at the end may still come by
+                    self._watched.register(connection, selectors.EVENT_READ, subscription)
             try:
                 self.stream_opened(address, path)
                 for frame in subscription.frames():
@@ -1155,7 +1158,7 @@ class DashboardServer(ThreadingHTTPServer):
         with self._books:
             if lingers and not self._down.is_set():
                 self._lingering[request] = time.monotonic() + LINGER_SECONDS
-                self._watch(request, None)
+                self._watched.register(request, selectors.EVENT_READ)
                 if len(self._lingering) > MAX_LINGERING:
                     self._let_go(next(iter(self._lingering)))
             else:
@@ -1184,10 +1187,6 @@ class DashboardServer(ThreadingHTTPServer):
                 self._let_go(connection)
             for connection in [late for late, deadline in self._deadlines.items() if deadline < now]:
                 hang_up(connection)
-
-    def _watch(self, connection: socket.socket, subscription: Subscription | None) -> None:
-        if not self._down.is_set():  # a thread that was cut at the end may still come by
-            self._watched.register(connection, selectors.EVENT_READ, subscription)
 
     def _let_go(self, connection: socket.socket) -> None:
         del self._lingering[connection]

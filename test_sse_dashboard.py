@@ -1976,13 +1976,9 @@ def free_ports(count):
 def answers(port):
     """Whether a server behind this port answers a request."""
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-        connection.request("HEAD", "/")
-        return connection.getresponse().status == 200
+        return fetch(("127.0.0.1", port), "/", "HEAD")[0] == 200
     except OSError:
         return False
-    finally:
-        connection.close()
 
 
 class Reconnecting(threading.Thread):
@@ -2232,9 +2228,9 @@ class ThePage(Promises):
                                         "return [s.times, s.values.map(v => Number.isNaN(v) ? null : v)]; })()")
         return list(zip(times, values))
 
-    def check_against_simulation(self, seed=0, interval=250):
+    def check_against_simulation(self, interval=250):
         """The page's points are the simulation's: none missing, none twice, none changed."""
-        points, simulation = self.points(), Simulation(seed, interval / 1000)
+        points, simulation = self.points(), Simulation(0, interval / 1000)
         self.assertGreater(len(points), 100)
         self.assertEqual([time for time, _ in points], list(range(points[0][0], points[-1][0] + interval, interval)))
         for tick, value in points:
