@@ -247,40 +247,34 @@ class Reading(NamedTuple):
     digits: int  # after the decimal point
     noise: float
     lag: float  # seconds behind the causes of its parts
+    thresholds: tuple[tuple[float, float], ...]  # warning, error: crossed at, over below; the band stops flapping
     base: float
     parts: tuple[tuple[float, Shape, str, float], ...]  # height, shape, cause, period in seconds
-    thresholds: tuple[tuple[str, float, float], ...] = ()  # alert level, crossed at, over below: the band stops flapping
 
 
 READINGS = {
-    "cpu_usage": Reading(
-        "CPU usage", "%", 1, 0.08, 0, 4, ((40, wave, "work", 170), (18, wave, "work", 41), (50, burst, "work", 110)),
-        (("warning", 85, 70), ("error", 95, 82))),
-    "memory_usage": Reading(
-        "memory usage", "%", 1, 0.004, 2, 36, ((44, climb, "memory", 420), (3, wave, "memory", 29), (10, swell, "work", 110)),
-        (("warning", 85, 78), ("error", 95, 88))),
-    "disk_usage": Reading(
-        "disk usage", "%", 1, 0, 0, 48, ((40, climb, "disk", 1500), (1, wave, "disk", 60)),
-        (("warning", 85, 80), ("error", 95, 90))),
-    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, 30e3, ((15e4, wave, "in", 50), (9e6, burst, "in", 75))),
-    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, 15e3, ((9e4, wave, "out", 65), (5e6, burst, "out", 120))),
-    "temperature": Reading(
-        "temperature", "°C", 1, 0.006, 9, 36, ((16, wave, "work", 170), (6, wave, "room", 400), (26, swell, "work", 110)),
-        (("warning", 75, 68), ("error", 85, 78))),
-    "load_average": Reading(
-        "load average", "", 2, 0.03, 4, 0.2, ((2, wave, "work", 170), (2.4, swell, "work", 110), (3, swell, "disk", 310)),
-        (("warning", 4, 3), ("error", 6, 4.5))),
+    "cpu_usage": Reading("CPU usage", "%", 1, 0.08, 0, ((85, 70), (95, 82)), 4, (
+        (40, wave, "work", 170), (18, wave, "work", 41), (50, burst, "work", 110))),
+    "memory_usage": Reading("memory usage", "%", 1, 0.004, 2, ((85, 78), (95, 88)), 36, (
+        (44, climb, "memory", 420), (3, wave, "memory", 29), (10, swell, "work", 110))),
+    "disk_usage": Reading("disk usage", "%", 1, 0, 0, ((85, 80), (95, 90)), 48, (
+        (40, climb, "disk", 1500), (1, wave, "disk", 60))),
+    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, (), 30e3, (
+        (15e4, wave, "in", 50), (9e6, burst, "in", 75))),
+    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, (), 15e3, (
+        (9e4, wave, "out", 65), (5e6, burst, "out", 120))),
+    "temperature": Reading("temperature", "°C", 1, 0.006, 9, ((75, 68), (85, 78)), 36, (
+        (16, wave, "work", 170), (6, wave, "room", 400), (26, swell, "work", 110))),
+    "load_average": Reading("load average", "", 2, 0.03, 4, ((4, 3), (6, 4.5)), 0.2, (
+        (2, wave, "work", 170), (2.4, swell, "work", 110), (3, swell, "disk", 310))),
 }
 
 # One of each level falls into every stretch of so many seconds: some two a minute, every level within ten minutes.
 SYSTEM_EVENTS = {
-    "info": (80, ("Service restarted: web", "Configuration reloaded", "Log files rotated", "New sign-in: operator",
-                  "Scheduled task started: report", "Package list refreshed")),
+    "info": (80, ("Service restarted: web", "Configuration reloaded", "Log files rotated", "Scheduled task started: report")),
     "success": (140, ("Backup finished", "Deployment completed", "Health check passed", "Certificate renewed")),
-    "warning": (200, ("Slow response from the database", "Certificate expires in 14 days", "Clock drift corrected",
-                      "Three failed sign-ins from one address", "Queue of outgoing mail is growing")),
-    "error": (290, ("Health check failed: cache", "Backup target not reachable", "Worker process crashed and restarted",
-                    "Connection to the message broker lost")),
+    "warning": (200, ("Slow response from the database", "Certificate expires in 14 days", "Outgoing mail is queueing up")),
+    "error": (290, ("Health check failed: cache", "Backup target not reachable", "Worker process crashed and restarted")),
 }
 
 
@@ -311,19 +305,22 @@ class Simulation:
         metrics = [metric(name, value_at(self.seed, name, tick), kind.unit) for name, kind in READINGS.items()]
         return [*metrics, *self._threshold_alerts(tick), *self._system_alerts(tick)]
 
-    def crossed(self, name: str, tick: int) -> int:
-        """How many thresholds of a metric count as crossed: each as the last reading outside its band has it."""
-        moments = range(tick, tick - LOOK_BACK_TICKS * self.interval_ms, -self.interval_ms)
-        return sum(next((value >= at for value in (value_at(self.seed, name, moment) for moment in moments)
-                         if not below <= value < at), False) for _, at, below in READINGS[name].thresholds)
+    def is_high(self, name: str, tick: int, at: float, below: float) -> bool:
+        """Whether a threshold counts as crossed: as the last reading outside its band has it."""
+        for moment in range(tick, tick - LOOK_BACK_TICKS * self.interval_ms, -self.interval_ms):
+            value = value_at(self.seed, name, moment)
+            if not below <= value < at:
+                return value >= at
+        return False
 
     def _threshold_alerts(self, tick: int) -> Iterator[Event]:
         for name, kind in READINGS.items():
-            before, now = self.crossed(name, tick - self.interval_ms), self.crossed(name, tick)
+            before, now = (sum(self.is_high(name, moment, *threshold) for threshold in kind.thresholds)
+                           for moment in (tick - self.interval_ms, tick))
             reading = f"{value_at(self.seed, name, tick):.{kind.digits}f} {kind.unit}".rstrip()
             if now > before:
-                word = ("High", "Critical")[now - 1]
-                yield alert(kind.thresholds[now - 1][0], f"{word} {kind.label} detected: {reading}", name)
+                level, word = (("warning", "High"), ("error", "Critical"))[now - 1]
+                yield alert(level, f"{word} {kind.label} detected: {reading}", name)
             elif before and not now:
                 yield alert("success", f"{kind.label[0].upper()}{kind.label[1:]} back to normal: {reading}", name)
 
@@ -600,7 +597,7 @@ class Generator:
         self._broadcaster = broadcaster
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
-        self._set_at, self._steady_at = time.time(), time.monotonic()
+        self._epoch = 0.0  # when, in Unix seconds, the steady clock was at zero
         self._next = 0  # the tick to be published next
 
     def __enter__(self) -> Generator:
@@ -616,10 +613,8 @@ class Generator:
 
     def now_ms(self) -> int:
         """The time of day, but never going back: when the clock is set back, time runs on from where it was."""
-        wall, steady = time.time(), self._set_at + time.monotonic() - self._steady_at
-        if wall > steady:
-            self._set_at, self._steady_at = wall, time.monotonic()
-        return int(max(wall, steady) * 1000)
+        self._epoch = max(self._epoch, time.time() - time.monotonic())
+        return int((self._epoch + time.monotonic()) * 1000)
 
     def _run(self) -> None:
         # A second at most: the wall clock may be set forward meanwhile.
@@ -856,6 +851,7 @@ class DashboardServer(ThreadingHTTPServer):
         self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
         # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
         self.names_are_known = all(map(is_replayable, self.sources))
+        self.generator: AbstractContextManager[object] = Generator(self.broadcaster, self.sources)  # what makes time pass
         self.max_clients = max_clients
         # Guards the books below; notified when a stream or a connection is done.
         self._books = threading.Condition()
@@ -877,21 +873,12 @@ class DashboardServer(ThreadingHTTPServer):
                 self.socket.setsockopt(getattr(socket, level), getattr(socket, option), value)
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    @property
-    def url(self) -> str:
-        """Where a browser on this machine finds the page."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server_name, self.server_name)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
-
-    def generator(self) -> AbstractContextManager[object]:
-        """What makes time pass while the server runs; a test overrides it, to publish ticks by hand."""
-        return Generator(self.broadcaster, self.sources)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"  # for a browser on this machine
 
     def __enter__(self) -> DashboardServer:
         raise_descriptor_limit(self.max_clients + MAX_REFUSED + SPARE_DESCRIPTORS)
-        self._generator = self.generator()
-        self._generator.__enter__()
+        self.generator.__enter__()
         threading.Thread(target=self._serve, name="serve", daemon=True).start()
         return self
 
@@ -914,7 +901,7 @@ class DashboardServer(ThreadingHTTPServer):
 
     def __exit__(self, *_: object) -> None:
         """The one way down: no more ticks, no more clients, every stream to its end, and then whoever is left is cut."""
-        self._generator.__exit__(None, None, None)
+        self.generator.__exit__(None, None, None)
         self.shutdown()
         self.socket.close()
         self.broadcaster.close()

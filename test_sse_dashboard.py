@@ -130,9 +130,7 @@ class HandDriven(sse.DashboardServer):
         super().__init__("127.0.0.1", 0, **options)
         self.now = TICK
         self.closed = []
-
-    def generator(self):
-        return contextlib.nullcontext()
+        self.generator = contextlib.nullcontext()
 
     def tick(self, events=None):
         self.now += 1000
@@ -431,13 +429,13 @@ class TheSimulation(Promises):
                     name, thresholds = fields["metric"], sse.READINGS[fields["metric"]].thresholds
                     crossings += 1
                     if fields["level"] == "success":
-                        self.assertLess(values[name], thresholds[0][2])
+                        self.assertLess(values[name], thresholds[0][1])
                         self.assertGreater(state[name], 0)
                         state[name] = 0
                     else:
-                        level = [threshold[0] for threshold in thresholds].index(fields["level"]) + 1
+                        level = ["warning", "error"].index(fields["level"]) + 1
                         self.assertGreater(level, state[name], fields)
-                        self.assertGreaterEqual(values[name], thresholds[level - 1][1])
+                        self.assertGreaterEqual(values[name], thresholds[level - 1][0])
                         state[name] = level
         self.assertGreater(crossings, 20)
 
@@ -455,7 +453,7 @@ class TheSimulation(Promises):
             looked_at.clear()
             reading = sse.READINGS["cpu_usage"]._replace(base=0, noise=0, parts=((1, inside, "", 1),))
             with mock.patch.dict(sse.READINGS, cpu_usage=reading):
-                self.assertEqual(Simulation(123, interval).crossed("cpu_usage", TICK), 0)
+                self.assertFalse(Simulation(123, interval).is_high("cpu_usage", TICK, 85, 70))
             self.assertEqual(len(looked_at), sse.LOOK_BACK_TICKS)
 
 
@@ -1421,6 +1419,7 @@ class Connections(Promises):
         request = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"
         for seconds, closes in ((60.0, True), (0.3, False)):
             self.setting(LINGER_SECONDS=seconds)
+            self.assertTrue(eventually(lambda: not server._deadlines))
             with socket.create_connection(server.server_address, DEADLINE) as connection:
                 connection.sendall(request)
                 self.assertIn(b" 200 ", b"".join(iter(lambda: connection.recv(65536), b"")))
