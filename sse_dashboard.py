@@ -849,6 +849,8 @@ class DashboardServer(ThreadingHTTPServer):
         self.page = load_page(Path(__file__).with_name("index.html"))
         self.broadcaster = Broadcaster(interval, history)
         self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
+        if any(isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms for one in self.sources):
+            raise ValueError(f"the server's interval is {interval} s, its simulation's is another: its alerts would be wrong")
         # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
         self.names_are_known = all(map(is_replayable, self.sources))
         self.generator: AbstractContextManager[object] = Generator(self.broadcaster, self.sources)  # what makes time pass

@@ -1930,6 +1930,12 @@ class AsAModule(Promises):
             with Stream(server.server_address, "/api/events/metrics?name=own") as stream:
                 self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 1)
 
+    def test_wrong_use_of_the_server_raises(self):
+        """Where the mistake is made, with a sentence: an interval that is none, a simulation with another interval."""
+        for options, words in (({"interval": 0}, "0.001 s"), ({"history": -1}, "history"), ({"interval": 0.5, "sources": [Simulation()]}, "0.5 s")):
+            with self.assertRaisesRegex(ValueError, words):
+                sse.DashboardServer(port=0, **options)
+
     def test_a_name_that_a_source_has_not_spoken_of_yet(self):
         """With a source of one's own an unknown name is waited for: a 400 would stop a browser for good."""
         server = self.serve(sources=[Counting()])
