@@ -81,7 +81,8 @@ INTERVAL_SECONDS = 1.0  # between ticks: what a person still sees as live
 HISTORY_SECONDS = 300.0  # held in memory: the page's longest window
 MAX_HISTORY_TICKS = 20_000  # some 100 MB of history, computed within 3 s at the start
 MAX_CLIENTS = 1000  # open connections of any kind: each costs a thread
-LOOK_BACK_TICKS = 600  # for the reading that decides about a threshold: bounds what the simulation of a tick costs
+CHECK_SECONDS = 1.0  # at least, between two looks of the simulation at its thresholds...
+LOOK_BACK_CHECKS = 600  # ... each of which goes back so far at most for the reading that decides: bounds what it costs
 
 RETRY_MS = (2000, 4000)  # the reconnection time: random, so that a restart is not met by all clients at once
 HEARTBEAT_SECONDS = 15.0  # of silence, then a comment: WHATWG HTML advises it against proxies that give up
@@ -100,7 +101,7 @@ RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
 MAX_REFUSED = 64  # connections at a time that are told there is no place: with one more, the oldest is cut
 WATCH_SECONDS = 0.5  # between two looks at all sockets: how soon a departure is noticed
-DRAIN_BYTES = 1 << 20  # of what a client sends unasked, thrown away in one look: its end may stand behind it
+DRAIN_BYTES = 8 << 20  # of what a client sent unasked, thrown away in one look: more than a receive buffer holds
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
 SPARE_DESCRIPTORS = 64  # for what is no client: files, the listening socket, the selector
@@ -170,7 +171,7 @@ def metric(name: str, value: float, unit: str = "") -> Event:
         raise ValueError(f"a metric's name is not empty and has no comma; this is {name!r}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"the value of {name} is a number, not {value!r}")
-    if not math.isfinite(value):
+    if not abs(value) <= sys.float_info.max:
         raise ValueError(f"the value of {name} is a finite number, not {value!r}")
     return Event("metric", {"name": name, "value": value, "unit": unit})
 
@@ -179,8 +180,8 @@ def alert(level: str, message: str, metric: str = "") -> Event:
     """Something that happened, and the name of the metric that caused it. Raises ValueError for an unknown level."""
     if level not in LEVELS:
         raise ValueError(f"an alert's level is one of {', '.join(LEVELS)}, not {level!r}")
-    if not isinstance(message, str):
-        raise TypeError(f"an alert's message is a text, not {message!r}")
+    if not isinstance(message, str) or not isinstance(metric, str):
+        raise TypeError(f"an alert's message and metric are texts, not {message!r} and {metric!r}")
     return Event("alert", {"level": level, "message": message} | ({"metric": metric} if metric else {}))
 
 
@@ -299,6 +300,7 @@ class Simulation:
     def __init__(self, seed: int = 0, interval: float = INTERVAL_SECONDS) -> None:
         """`interval` in seconds: the server's own, for an alert compares a tick with the one before."""
         self.seed, self.interval_ms = seed, round(interval * 1000)
+        self.check_ms = self.interval_ms * math.ceil(CHECK_SECONDS * 1000 / self.interval_ms)
 
     def events_at(self, tick: int) -> list[Event]:
         """A metric event for each of READINGS, in their order, then the alerts of the tick."""
@@ -307,16 +309,16 @@ class Simulation:
 
     def is_high(self, name: str, tick: int, at: float, below: float) -> bool:
         """Whether a threshold counts as crossed: as the last reading outside its band has it."""
-        for moment in range(tick, tick - LOOK_BACK_TICKS * self.interval_ms, -self.interval_ms):
+        for moment in range(tick, tick - LOOK_BACK_CHECKS * self.check_ms, -self.check_ms):
             value = value_at(self.seed, name, moment)
             if not below <= value < at:
                 return value >= at
         return False
 
     def _threshold_alerts(self, tick: int) -> Iterator[Event]:
-        for name, kind in READINGS.items():
+        for name, kind in READINGS.items() if tick % self.check_ms == 0 else ():
             before, now = (sum(self.is_high(name, moment, *threshold) for threshold in kind.thresholds)
-                           for moment in (tick - self.interval_ms, tick))
+                           for moment in (tick - self.check_ms, tick))
             reading = f"{value_at(self.seed, name, tick):.{kind.digits}f} {kind.unit}".rstrip()
             if now > before:
                 level, word = (("warning", "High"), ("error", "Critical"))[now - 1]
@@ -456,8 +458,9 @@ class Broadcaster:
             if self._closed or not self._last[0]:
                 raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}: nobody is there to hear of it")
             tick, number = self._last
-            # Counted by the milliseconds since the tick, so that a restart in between does not give a number again.
-            self._fan_out(self._remember(tick, max(number + 1, min(now_ms() - tick, self.interval_ms)), [event]), b"")
+            # Counted by the microseconds since the tick, so that a restart in between does not give a number again.
+            elapsed = int(1000 * min(now_ms() - tick, self.interval_ms))
+            self._fan_out(self._remember(tick, max(number + 1, elapsed), [event]), b"")
 
     def skip_to(self, tick: int) -> None:
         """Forgets all before a tick and ends every stream: each client comes back by its ID and is told of the gap."""
@@ -490,9 +493,9 @@ class Broadcaster:
             self._audiences.setdefault(live, set()).add(subscription)
             opening = f"retry: {random.randint(*RETRY_MS)}\n\n".encode()
             if reset:
-                opening += Event("reset", {"reason": reset}).encode(timestamp(now_ms()))
+                opening += Event("reset", {"reason": reset}).encode(timestamp(int(now_ms())))
             if wanted.types is None:
-                opening += self._status(now_ms())
+                opening += self._status(int(now_ms()))
             if self._closed:
                 subscription.end("shutdown")
         subscription.opening = chain([opening], replay(missed, audible))
@@ -576,8 +579,8 @@ def replay(batches: Iterable[Iterable[Entry]], wanted: Filter) -> Iterator[bytes
         yield frame
 
 
-def now_ms() -> int:
-    return int(time.time() * 1000)
+def now_ms() -> float:
+    return time.time() * 1000
 
 
 # ------------------------------------------------------------------------------------------ Generator thread: time ----
@@ -643,7 +646,7 @@ class Generator:
                 if strangers := [event for event in found if not isinstance(event, Event)]:
                     raise TypeError(f"a source gives events, as metric() and alert() make them, not {strangers[0]!r}")
                 events += found
-            except BaseException:  # SystemExit too: a source does not decide about the server's life
+            except (Exception, SystemExit):  # a source does not decide about the server's life; a signal does
                 logger.exception("%r raised at tick %d: its events are left out", source, tick)
         return events
 
@@ -727,7 +730,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Problem(HTTPStatus.BAD_REQUEST, "A request has exactly one Host header field.")
         path, _, query = self.path.partition("?")
         with suppress(ValueError):
-            if path.startswith(("http://", "https://")):
+            if path.lower().startswith(("http://", "https://")):
                 path, query = (urlsplit(self.path).path or "/"), urlsplit(self.path).query
         if path == "*" and self.command == "OPTIONS":
             path = "/"
@@ -822,10 +825,13 @@ def hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
+sink = bytearray(DRAIN_BYTES)  # for all threads: nobody reads it
+
+
 def is_open(connection: socket.socket) -> bool:
     """Throws away what was received; False when the peer has closed. Blocks if the socket is not readable."""
     try:
-        return bool(connection.recv(DRAIN_BYTES))
+        return connection.recv_into(sink) > 0
     except OSError:
         return False
 
@@ -852,10 +858,10 @@ class DashboardServer(ThreadingHTTPServer):
         if any(isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms for one in self.sources):
             raise ValueError(f"the server's interval is {interval} s, its simulation's is another: its alerts would be wrong")
         # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
-        self.names_are_known = all(map(is_replayable, self.sources))
+        self.names_are_known = bool(self.sources) and all(map(is_replayable, self.sources))
         self.generator: AbstractContextManager[object] = Generator(self.broadcaster, self.sources)  # what makes time pass
         self.max_clients = max_clients
-        # Guards the books below; notified when a stream or a connection is done.
+        # Guards the books below; notified when a connection is done.
         self._books = threading.Condition()
         self._deadlines: dict[socket.socket, float] = {}  # of every open connection: when it must be done
         self._refused: list[socket.socket] = []  # those among them that have no place, oldest first
@@ -907,12 +913,12 @@ class DashboardServer(ThreadingHTTPServer):
         self.shutdown()
         self.socket.close()
         self.broadcaster.close()
+        self._down.set()
         with self._books:
-            self._books.wait_for(lambda: not self._watched.get_map(), DRAIN_SECONDS)
+            self._books.wait_for(lambda: not self.broadcaster.snapshot()["connections"], DRAIN_SECONDS)
             for connection in self._deadlines:
                 hang_up(connection)
             self._books.wait_for(lambda: not self._deadlines, HANG_UP_SECONDS)
-            self._down.set()
             self._watched.close()
         self.server_close()
 
@@ -983,7 +989,6 @@ class DashboardServer(ThreadingHTTPServer):
                     with suppress(KeyError, ValueError):  # not watched any more: the client went first, or all is closed
                         self._watched.unregister(connection)
                     self._ended[subscription.reason] += 1
-                    self._books.notify_all()
                 self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
 
     def shutdown_request(self, request: Any) -> None:
@@ -991,7 +996,7 @@ class DashboardServer(ThreadingHTTPServer):
         with suppress(OSError):
             request.shutdown(socket.SHUT_WR)
             self.set_deadline(request, LINGER_SECONDS)
-            while is_open(request):
+            while not self._down.is_set() and is_open(request):
                 pass
         request.close()
         with self._books:

@@ -362,9 +362,10 @@ class Wire(Promises):
             (lambda: metric("x", float("nan")), ValueError, "finite"), (lambda: metric("x", float("inf")), ValueError, "finite"),
             (lambda: metric("x", "5"), TypeError, "number"), (lambda: metric("x", True), TypeError, "number"),
             (lambda: metric("x", None), TypeError, "number"), (lambda: metric("", 1), ValueError, "name"),
-            (lambda: metric(5, 1), TypeError, "name"), (lambda: metric("x", 1, 5), TypeError, "unit"), (lambda: metric("a,b", 1), ValueError, "comma"), (lambda: metric("\ud800", 1), ValueError, "surrogate"),
+            (lambda: metric(5, 1), TypeError, "name"), (lambda: metric("x", 1, 5), TypeError, "unit"), (lambda: metric("x", 10**400), ValueError, "finite"),
+            (lambda: metric("a,b", 1), ValueError, "comma"), (lambda: metric("\ud800", 1), ValueError, "surrogate"),
             (lambda: alert("fatal", "x"), ValueError, "info, success, warning, error"),
-            (lambda: alert("info", 5), TypeError, "message"), (lambda: Event(5, {}), ValueError, "type"),
+            (lambda: alert("info", 5), TypeError, "message"), (lambda: alert("info", "m", 5), TypeError, "metric"), (lambda: Event(5, {}), ValueError, "type"),
             (lambda: Event("a\nb", {}), ValueError, "one line"), (lambda: Event("a\rb", {}), ValueError, "one line"),
             (lambda: Event("a\0b", {}), ValueError, "NUL"), (lambda: Event("", {}), ValueError, "type"),
             (lambda: Event("a", {"timestamp": 1}), ValueError, "timestamp"), (lambda: Event("a", {"x": {1}}), TypeError, "set"),
@@ -434,9 +435,10 @@ class TheSimulation(Promises):
     def test_a_threshold_is_told_once_and_its_end_too(self):
         """An alert names the metric whose reading crossed a threshold; it is not repeated before the return to normal."""
         crossings = 0
-        for seed in range(4):
-            simulation, state = Simulation(seed), dict.fromkeys(METRICS, 0)
-            for tick in range(TICK, TICK + 7_200_000, 1000):
+        for seed, interval, ticks in (*((seed, 1.0, range(TICK, TICK + 7_200_000, 1000)) for seed in range(4)),
+                                      (0, 0.05, range(1_767_249_200_000, 1_767_249_700_000, 50))):  # memory is long between
+            simulation, state = Simulation(seed, interval), dict.fromkeys(METRICS, 0)
+            for tick in ticks:
                 events = simulation.events_at(tick)
                 values = {event.fields["name"]: event.fields["value"] for event in events if event.type == "metric"}
                 for fields in (event.fields for event in events if event.type == "alert" and "metric" in event.fields):
@@ -454,7 +456,7 @@ class TheSimulation(Promises):
         self.assertGreater(crossings, 20)
 
     def test_a_threshold_is_not_traced_back_for_ever(self):
-        """A reading that stays inside the band for hours is looked at LOOK_BACK_TICKS times at most, at any interval."""
+        """A reading that stays inside the band for hours is looked at LOOK_BACK_CHECKS times at most, at any interval."""
         looked_at = []
 
         def inside(seed, cause, period, at):
@@ -468,7 +470,7 @@ class TheSimulation(Promises):
             reading = sse.READINGS["cpu_usage"]._replace(base=0, noise=0, parts=((1, inside, "", 1),))
             with mock.patch.dict(sse.READINGS, cpu_usage=reading):
                 self.assertFalse(Simulation(123, interval).is_high("cpu_usage", TICK, 85, 70))
-            self.assertEqual(len(looked_at), sse.LOOK_BACK_TICKS)
+            self.assertEqual(len(looked_at), sse.LOOK_BACK_CHECKS)
 
 
 # -------------------------------------------------------------------------------------------------- Subscription ----
@@ -560,6 +562,18 @@ class TheBroadcaster(Promises):
         last = ids(read_all(before))[-1]
         self.assertEqual([data["message"] for _, data, _ in read_all(after, Filter(frozenset({"alert"})), last)],
                          ["after the restart"])
+
+    def test_many_events_between_ticks_have_new_ids_after_a_restart_too(self):
+        """As fast as they can be published: a server that is started again within the tick gives larger ones."""
+        tick, seen = int(time.time()) * 1000, []
+        for _ in range(2):
+            broadcaster = sse.Broadcaster(60.0, 300)
+            broadcaster.advance([(tick, [])])
+            for _ in range(5000):
+                broadcaster.publish(alert("info", "x"))
+            seen += [tuple(map(int, text.split("-"))) for text in ids(read_all(broadcaster, history=3600))]
+        self.assertEqual(seen, sorted(set(seen)))
+        self.assertEqual(len(seen), 10_000)
 
     def test_resume_at_every_position_under_every_filter(self):
         """After any ID, sent or not, come exactly the later events that pass the filter."""
@@ -839,6 +853,14 @@ class TheGenerator(Promises):
         self.expect_logged("left out")
         self.expect_logged("could not be published")
 
+    def test_a_signal_ends_the_filling_of_history(self):
+        """Ctrl-C while a long history is computed in the main thread is no fault of a source: it comes through."""
+        def interrupted(tick):
+            raise KeyboardInterrupt
+
+        with self.assertRaises(KeyboardInterrupt):
+            sse.Generator(sse.Broadcaster(1.0, 10), [Counting(True, interrupted)]).__enter__()
+
     def test_sources_are_asked_without_the_lock(self):
         """While a source computes, other threads may publish and subscribe, also while history is filled."""
         broadcaster, subscribed = filled(1), []
@@ -1082,7 +1104,7 @@ class Requests(Promises):
     def test_targets(self):
         """Absolute form, doubled slashes, escapes and HTTP/1.0 reach the same route; other forms get 400."""
         for line in (b"GET http://x/api/status HTTP/1.1", b"GET //api/status HTTP/1.1", b"GET /api/%73tatus?x HTTP/1.1",
-                     b"GET http://x/api/status?a=b HTTP/1.1"):
+                     b"GET HTTP://x/api/status?a=b HTTP/1.1"):
             self.assertEqual(self.answer(line + b"\r\nHost: x\r\n\r\n")[0], 200, line)
         for request in (b"GET /api/status HTTP/1.0\r\n\r\n", b"GET /api/status\r\n\r\n"):
             self.assertEqual(self.answer(request)[0], 200)
@@ -1242,8 +1264,11 @@ class Connections(Promises):
         """What a client has sent before it closes does not hide its end."""
         server = self.serve()
         stream = Stream(server.server_address, "/api/events/alerts").opened()
-        stream.socket.sendall(b"x" * 1_000_000)
-        stream.socket.close()
+        stream.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                stream.socket.send(b"x" * 1_000_000)
+        stream.socket.shutdown(socket.SHUT_WR)
         self.assertTrue(eventually(lambda: server.closed, 1))
 
     def test_a_source_that_blocks_stops_nothing(self):
@@ -1796,6 +1821,30 @@ class TheCommand(Promises):
                 self.assertTrue(stream.raw.endswith(b"\n\n"))
             for connection in silent:
                 connection.close()
+
+    def test_clients_that_keep_sending_do_not_delay_the_end(self):
+        """300 streams whose clients send all the time: status 0 within 2 s."""
+        with Command("--max-clients", 400) as command:
+            streams = [Stream(command.address).opened() for _ in range(300)]
+            stop = threading.Event()
+
+            def talk():
+                while not stop.is_set():
+                    for stream in streams:
+                        with contextlib.suppress(OSError):
+                            stream.socket.send(b"x" * 20_000, socket.MSG_DONTWAIT)
+
+            talking = threading.Thread(target=talk)
+            talking.start()
+            try:
+                status, errors, seconds = command.end()
+            finally:
+                stop.set()
+                talking.join()
+            self.assertEqual((status, errors), (0, ""))
+            self.assertLess(seconds, 2)
+            for stream in streams:
+                stream.socket.close()
 
     def test_a_stuck_client_does_not_delay_the_end(self):
         """One that never reads is cut at the end: still within 2 s."""
