@@ -3,33 +3,34 @@
 
     python sse_dashboard.py              then open http://localhost:8000
 
-The file follows one tick, from the number to the browser:
+One tick's journey:
 
     Simulation.events_at(tick) -> events -> encoded once -> frame (bytes)      once a tick, in the generator thread
       -> Broadcaster -> each Subscription's queue -> its thread -> socket      once a client: one put, one write
       ~~> EventSource -> state -> one animation frame -> canvas                in the page, index.html
 
-Nothing flows back but the last event ID that a client sends when it connects again.
+Nothing flows back but the last event ID that a client sends when it connects again. The file builds this from its parts:
+events, simulation, subscription, broadcaster, generator, handler, server, command line.
 
 Threads, and who ends them:
 
-    main        waits for a signal; leaving its `with` block is the one way down
+    main        fills the history, then waits for a signal; leaving its `with` block is the one way down
     generator   computes and publishes the ticks; DashboardServer.__exit__ ends it first
-    serve       accepts connections, and between them looks after all sockets; __exit__ ends it next
+    serve       accepts connections, and between them cuts those that left or overran their deadline; __exit__ ends it next
     one for each connection: answers one request. A stream's thread sleeps on its queue, until its subscription is ended
-                (the client left, was too slow, the server stops) or its socket fails
+                (the client left, ticks were skipped, the server stops) or its socket is cut (it was too slow, or stalled)
 
 Words:
 
     tick        a multiple of the interval, in Unix milliseconds: the moment that readings belong to
-    event ID    <tick>-<number within the tick>: ordered, and the same in every server with the same seed
-    batch       the events published together: those of one tick, or a single event between two ticks
+    event ID    <tick>-<number within the tick>: ordered, and the same in every server with the same seed and interval
+    batch       the events of one tick, or a single event published between two ticks
     frame       the bytes of one or more whole events: what one write sends
-    audience    the subscriptions that share a filter, and so every frame
+    audience    the subscriptions that share a filter, and so every live frame
 
 Deliberate choices:
 
-  * One request a connection: a body is never read, so never taken for the next request; a stream ends with its connection.
+  * One request a connection: no body is ever taken for the next request, and a stream ends with its connection.
   * The readings are a function of seed and time: a restart loses nothing, and two servers need not know each other.
   * History and registration are taken under the lock that publishing takes. That alone makes a resumed stream free of
     gaps and doubles, whatever the timing.
@@ -91,10 +92,10 @@ CATCH_UP_SECONDS = 60.0  # a pause up to this, or as far as history goes, is mad
 
 QUEUE_FRAMES = 100  # that a client may be behind before it is disconnected
 SEND_BUFFER_BYTES = 16 * 1024  # the kernel's share of a client's backlog: by default it hides hours of it
-SEND_TIMEOUT_SECONDS = 10  # a peer that takes or acknowledges nothing for this long is gone
+SEND_TIMEOUT_SECONDS = 10  # whole ones: a peer that takes or acknowledges nothing for this long is gone
 REPLAY_EVENTS = 64  # joined and written at a time when history is sent: some 10 KB
-CLIENTS_AT_ONCE = 128  # woken by the generator before it lets them run: woken all at once, they queue for
-REST_SECONDS = 0.0001  # ... the interpreter lock and are switched to twice; costs a third less, measured with 1,000
+CLIENTS_AT_ONCE = 128  # woken before publishing rests and lets them run: woken all at once, they queue up for the
+REST_SECONDS = 0.0001  # ... interpreter lock and are switched to twice: with 1,000 clients a third more CPU an event
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
@@ -109,7 +110,7 @@ RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
 
 SIGNAL_SECONDS = 0.5  # between two looks of the main thread for a signal
 DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued...
-HANG_UP_SECONDS = 0.3  # ... and for each thread that is then still busy
+HANG_UP_SECONDS = 0.3  # ... and for the threads that are then cut; before that, for a source that is still busy
 
 # --------------------------------------------------------------------------------- Events: what can be said, as bytes ----
 
@@ -117,9 +118,13 @@ LEVELS = ("info", "success", "warning", "error")
 to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def timestamp(milliseconds: int) -> str:
+def now_ms() -> float:
+    return time.time() * 1000
+
+
+def timestamp(milliseconds: float) -> str:
     """Unix milliseconds as RFC 3339 writes them, in UTC."""
-    seconds, rest = divmod(milliseconds, 1000)
+    seconds, rest = divmod(int(milliseconds), 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:03d}Z"
 
 
@@ -177,7 +182,7 @@ def metric(name: str, value: float, unit: str = "") -> Event:
 
 
 def alert(level: str, message: str, metric: str = "") -> Event:
-    """Something that happened, and the name of the metric that caused it. Raises ValueError for an unknown level."""
+    """Something that happened, and the metric that caused it. Raises ValueError for an unknown level, TypeError for no text."""
     if level not in LEVELS:
         raise ValueError(f"an alert's level is one of {', '.join(LEVELS)}, not {level!r}")
     if not isinstance(message, str) or not isinstance(metric, str):
@@ -193,7 +198,7 @@ class Source(Protocol):
     """
 
     def events_at(self, tick: int) -> Iterable[Event]:
-        """The events of a tick (Unix milliseconds). Called in the generator thread, tick after tick."""
+        """The events of a tick (Unix milliseconds). Called in the generator thread; of the first history, in the main thread."""
 
 
 def is_replayable(source: Source) -> bool:
@@ -210,7 +215,7 @@ Shape = Callable[[int, str, float, float], float]
 @lru_cache(maxsize=8192)
 def chance(*key: object) -> float:
     """A number in [0, 1), fixed by its key: the same in every process, on every machine, in every Python."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") / 2**64
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=6).digest(), "big") / 2**48
 
 
 def wave(seed: int, cause: str, period: float, at: float) -> float:
@@ -248,7 +253,7 @@ class Reading(NamedTuple):
     digits: int  # after the decimal point
     noise: float
     lag: float  # seconds behind the causes of its parts
-    thresholds: tuple[tuple[float, float], ...]  # warning, error: crossed at, over below; the band stops flapping
+    thresholds: tuple[tuple[float, float], ...]  # warning, error: high from the first, until under the second
     base: float
     parts: tuple[tuple[float, Shape, str, float], ...]  # height, shape, cause, period in seconds
 
@@ -308,7 +313,7 @@ class Simulation:
         return [*metrics, *self._threshold_alerts(tick), *self._system_alerts(tick)]
 
     def is_high(self, name: str, tick: int, at: float, below: float) -> bool:
-        """Whether a threshold counts as crossed: as the last reading outside its band has it."""
+        """Whether a threshold counts as crossed: as the last reading outside its band has it. So nothing flaps."""
         for moment in range(tick, tick - LOOK_BACK_CHECKS * self.check_ms, -self.check_ms):
             value = value_at(self.seed, name, moment)
             if not below <= value < at:
@@ -364,12 +369,18 @@ class Filter:
         return not wanted or entry.topic in wanted
 
 
+REASONS = {  # how a stream, or a connection that never got one, came to its end
+    "closed": "the client left", "slow": "its queue was full", "stalled": "it took nothing for SEND_TIMEOUT_SECONDS",
+    "refused": "there was no place", "lapsed": "ticks were skipped", "failed": "a hook raised", "shutdown": "the server ended",
+}
+
+
 class Subscription(queue.Queue["bytes | None"]):
     """One client's queue of frames, and how its stream came to an end.
 
-    Any thread may call `offer` and `end`, which never block; `frames` belongs to the client's thread, and blocks it. With
-    writers that never wait and a single reader, a lock to sleep on is enough: the three conditions of the base class
-    would cost a fifth of the CPU for each frame, and 3 KiB a client.
+    Any thread may call `offer` and `end`, which never block; `frames` belongs to the client's thread, and blocks it. Of
+    the base class only get() and qsize() work here, not put() or join(): with writers that never wait and a single reader,
+    one lock to sleep on does for its three conditions, which would cost a fifth of the CPU for each frame.
     """
 
     def __init__(self, hang_up: Callable[[], None]) -> None:
@@ -380,6 +391,7 @@ class Subscription(queue.Queue["bytes | None"]):
         self._hang_up = hang_up
         self.opening: Iterator[bytes] = iter(())  # the frames that come before the live ones
         self.reason = ""  # why it ended, once it has
+        self.events = 0  # written so far
 
     def offer(self, frame: bytes | None) -> None:
         """Queues a frame. A client whose queue is full is too slow: it is cut, and may resume by its last event ID."""
@@ -393,7 +405,7 @@ class Subscription(queue.Queue["bytes | None"]):
             self._hang_up()
 
     def end(self, reason: str) -> None:
-        """Ends the stream behind the frames that are queued. Of several reasons the first stays."""
+        """Ends the stream behind the frames that are queued; cuts it when the queue is full. The first reason stays."""
         if not self.reason:
             self.reason = reason
             self.offer(None)
@@ -406,25 +418,33 @@ class Subscription(queue.Queue["bytes | None"]):
         return item
 
     def frames(self) -> Iterator[bytes]:
-        """What to write, in order, until the end; blocks while there is nothing, and after a long silence has a comment."""
-        yield from self.opening
-        while True:
-            try:
-                frame = self.get(timeout=HEARTBEAT_SECONDS)
-            except queue.Empty:  # so proxies see life, and dead peers are found
-                frame = b":\n\n"
-            if frame is None:
-                return
+        """What to write, in order, until the end; blocks while there is nothing."""
+        for frame in chain(self.opening, iter(self._next_frame, None)):
             yield frame
+            self.events += frame.count(b"\ndata: ")
+
+    def _next_frame(self) -> bytes | None:
+        try:
+            return self.get(timeout=HEARTBEAT_SECONDS)
+        except queue.Empty:  # a comment: proxies see life, and dead peers are found
+            return b":\n\n"
 
 
 # ----------------------------------------------------------------- Broadcaster: event IDs, history, fan-out, resume ----
 
 
+def replay(batches: Iterable[Iterable[Entry]], wanted: Filter) -> Iterator[bytes]:
+    """History as frames, joined a handful of events at a time while they are written: it is shared, not copied."""
+    passing = (entry.wire for batch in batches for entry in batch if wanted.passes(entry))
+    while frame := b"".join(islice(passing, REPLAY_EVENTS)):
+        yield frame
+
+
 class Broadcaster:
     """Gives every event its ID, holds the history, and hands every event to all whose filter it passes.
 
-    Any thread may call any method; none blocks, but for the time that another holds the lock.
+    Any thread may call any method; none waits for a client, only for the lock, which publishing to many holds for some
+    milliseconds: it rests in between to let them run.
     """
 
     def __init__(self, interval: float = INTERVAL_SECONDS, history: float = HISTORY_SECONDS) -> None:
@@ -432,26 +452,33 @@ class Broadcaster:
         self.interval_ms, self.history_ms = round(interval * 1000), round(history * 1000)
         if self.interval_ms < 1 or self.history_ms < 0:
             raise ValueError(f"an interval is at least 0.001 s and a history 0 s, not {interval!r} and {history!r}")
-        self.metric_names: dict[str, None] = {}  # in order, those published so far: what a filter may ask for
-        self.events_published = 0
         self._started_at = time.monotonic()
         # Guards everything below. Publishing offers while it holds this, which is safe because offer() never blocks.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.metric_names: dict[str, None] = {}  # in order, those published so far: what a filter may ask for
+        self.events_published = 0
         self._history: list[tuple[Entry, ...]] = []  # batches, ordered by ID
         self._last: EventID = (0, 0)  # the newest ID; (tick, 0) after a tick without events
         self._gone: EventID = (0, 0)  # what came up to this ID is no longer held, or never was
         self._audiences: dict[Filter, set[Subscription]] = {}
         self._closed = False
 
-    def advance(self, ticks: Iterable[tuple[int, Iterable[Event]]], live: bool = True) -> None:
-        """Publishes the events of one or more ticks, as one frame. If not `live`, only remembers them, as history."""
+    def advance(self, ticks: Iterable[tuple[int, Iterable[Event]]], live: bool = True, gap: bool = False) -> None:
+        """Publishes the events of one or more ticks, as one frame. If not `live`, only remembers them, as history.
+
+        After a `gap` it begins anew: every stream ends, and each client comes back by its ID and is told that it expired.
+        """
         with self._lock:
+            if gap:
+                self._history.clear()
+                self._last = (0, 0)
+                self._end_all("lapsed")
             entries = [entry for tick, events in ticks for entry in self._remember(tick, 1, events)]
             if live:
                 self._fan_out(entries, self._status(self._last[0]))
 
     def publish(self, event: Event) -> None:
-        """Publishes one event at once, between two ticks. Raises TypeError for anything else, RuntimeError after the end."""
+        """Publishes one event at once, between two ticks. Raises TypeError for anything else, RuntimeError when not serving."""
         if not isinstance(event, Event):
             raise TypeError(f"publish() takes an event, as metric() and alert() make it, not {event!r}")
         with self._lock:
@@ -461,13 +488,6 @@ class Broadcaster:
             # Counted by the microseconds since the tick, so that a restart in between does not give a number again.
             elapsed = int(1000 * min(now_ms() - tick, self.interval_ms))
             self._fan_out(self._remember(tick, max(number + 1, elapsed), [event]), b"")
-
-    def skip_to(self, tick: int) -> None:
-        """Forgets all before a tick and ends every stream: each client comes back by its ID and is told of the gap."""
-        with self._lock:
-            self._history.clear()
-            self._gone = self._last = (tick, 0)
-            self._end_all("lapsed")
 
     def close(self) -> None:
         """Ends every stream, and each that is yet to come."""
@@ -480,7 +500,7 @@ class Broadcaster:
                   hang_up: Callable[[], None] = lambda: None) -> Iterator[Subscription]:
         """A subscription for the length of a `with` block.
 
-        It begins with the reconnection time. Then come exactly the events after the last event ID; without one, those
+        It begins with the reconnection time, and on a stream of all with a `status`. Then come exactly the events after the last event ID; without one, those
         of the last `history` seconds; without either, those of the newest tick. An ID that is older than what is held,
         or that no server can have sent, is answered by a `reset` event and all that is held.
         """
@@ -493,9 +513,9 @@ class Broadcaster:
             self._audiences.setdefault(live, set()).add(subscription)
             opening = f"retry: {random.randint(*RETRY_MS)}\n\n".encode()
             if reset:
-                opening += Event("reset", {"reason": reset}).encode(timestamp(int(now_ms())))
+                opening += Event("reset", {"reason": reset}).encode(timestamp(now_ms()))
             if wanted.types is None:
-                opening += self._status(int(now_ms()))
+                opening += self._status(now_ms())
             if self._closed:
                 subscription.end("shutdown")
         subscription.opening = chain([opening], replay(missed, audible))
@@ -509,10 +529,10 @@ class Broadcaster:
 
     def snapshot(self) -> dict[str, Any]:
         """What is true of it now: uptime in seconds, open event streams, events published, and the newest ID."""
-        return {"uptime_seconds": round(time.monotonic() - self._started_at, 1),
-                "connections": sum(map(len, list(self._audiences.values()))),
-                "events_published": self.events_published,
-                "last_event_id": "-".join(map(str, self._history[-1][-1].id)) if self._history else ""}
+        with self._lock:
+            return {"uptime_seconds": round(time.monotonic() - self._started_at, 1),
+                    "connections": sum(map(len, self._audiences.values())), "events_published": self.events_published,
+                    "last_event_id": "-".join(map(str, self._history[-1][-1].id)) if self._history else ""}
 
     # What follows is called with the lock held.
 
@@ -566,21 +586,10 @@ class Broadcaster:
             return "unknown", self._gone
         return ("expired", self._gone) if after < self._gone else ("", after)
 
-    def _status(self, milliseconds: int) -> bytes:
+    def _status(self, milliseconds: float) -> bytes:
         now = self.snapshot()
         return Event("status", {"uptime_seconds": now["uptime_seconds"], "connections": now["connections"],
                                 "interval_seconds": self.interval_ms / 1000}).encode(timestamp(milliseconds))
-
-
-def replay(batches: Iterable[Iterable[Entry]], wanted: Filter) -> Iterator[bytes]:
-    """History as frames, joined a handful of events at a time while they are written: it is shared, not copied."""
-    passing = (entry.wire for batch in batches for entry in batch if wanted.passes(entry))
-    while frame := b"".join(islice(passing, REPLAY_EVENTS)):
-        yield frame
-
-
-def now_ms() -> float:
-    return time.time() * 1000
 
 
 # ------------------------------------------------------------------------------------------ Generator thread: time ----
@@ -605,7 +614,7 @@ class Generator:
 
     def __enter__(self) -> Generator:
         interval = self._broadcaster.interval_ms
-        self._next = (self.now_ms() // interval - max(0, self._broadcaster.history_ms - 1) // interval) * interval
+        self._next = (self.steady_ms() // interval - max(0, self._broadcaster.history_ms - 1) // interval) * interval
         self._publish_due(live=False)
         self._thread.start()
         return self
@@ -614,14 +623,14 @@ class Generator:
         self._stop.set()
         self._thread.join(HANG_UP_SECONDS)
 
-    def now_ms(self) -> int:
+    def steady_ms(self) -> int:
         """The time of day, but never going back: when the clock is set back, time runs on from where it was."""
         self._epoch = max(self._epoch, time.time() - time.monotonic())
         return int((self._epoch + time.monotonic()) * 1000)
 
     def _run(self) -> None:
         # A second at most: the wall clock may be set forward meanwhile.
-        while not self._stop.wait(max(0, min(1000, self._next - self.now_ms())) / 1000):
+        while not self._stop.wait(max(0, min(1000, self._next - self.steady_ms())) / 1000):
             try:
                 self._publish_due()
             except Exception:
@@ -629,14 +638,14 @@ class Generator:
 
     def _publish_due(self, live: bool = True) -> None:
         """Publishes all ticks up to now; but for the newest, from those sources alone that can tell of the past."""
-        now, interval = self.now_ms(), self._broadcaster.interval_ms
+        now, interval = self.steady_ms(), self._broadcaster.interval_ms
         oldest = now - max(self._broadcaster.history_ms + interval, round(CATCH_UP_SECONDS * 1000))
-        if self._next < oldest:
+        if gap := self._next < oldest:
             self._next = oldest // interval * interval + interval
-            self._broadcaster.skip_to(self._next)
         if due := range(self._next, now + 1, interval):
             self._next = due[-1] + interval
-            self._broadcaster.advance([(tick, self._events(tick, live and tick == due[-1])) for tick in due], live)
+            ticks = [(tick, self._events(tick, live and tick == due[-1])) for tick in due]
+            self._broadcaster.advance(ticks, live, gap)
 
     def _events(self, tick: int, live: bool) -> list[Event]:
         events: list[Event] = []
@@ -663,8 +672,14 @@ METHODS = "GET, HEAD, OPTIONS"
 PREFLIGHT = {"Access-Control-Allow-Methods": METHODS, "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control"}
 PUBLIC = {"Access-Control-Allow-Origin": "*"}  # a page of any origin may read the data
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-NO_STREAM = {"Content-Type": "application/json"} | NOSNIFF | PUBLIC
+JSON = {"Content-Type": "application/json"} | NOSNIFF | PUBLIC
 EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Cuts a connection: whichever thread reads or writes it comes back at once, and closes it. Any thread."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def load_page(path: Path) -> tuple[bytes, dict[str, str]]:
@@ -681,7 +696,10 @@ def load_page(path: Path) -> tuple[bytes, dict[str, str]]:
 
 
 class Problem(Exception):
-    """A request that is answered by an error: its status, and one sentence."""
+    """A request that is answered by an error: its status, one sentence, and header fields."""
+
+    def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] = {}) -> None:
+        self.status, self.sentence, self.headers = status, sentence, headers
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -690,6 +708,15 @@ class Handler(BaseHTTPRequestHandler):
     server: DashboardServer
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # so that an answer to garbage has a status line
+    requestline, command, request_version = "", "", "HTTP/1.1"  # for an answer before the request is read
+
+    def handle(self) -> None:
+        """Reads the request and calls what answers it; when the house is full, says so at once."""
+        if self.server.has_place(self.connection):
+            super().handle()
+        else:
+            self.send_problem(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "There is no place for another connection; try again later.",
+                                      {"Retry-After": str(RETRY_AFTER_SECONDS)}))
 
     def __getattr__(self, name: str) -> Callable[[], None]:
         """The base class looks for a method `do_<METHOD>`: here all of them go the same way."""
@@ -705,18 +732,20 @@ class Handler(BaseHTTPRequestHandler):
             if path not in ROUTES:
                 raise Problem(HTTPStatus.NOT_FOUND, f"There is nothing here; there is {', '.join(ROUTES)}.")
             if self.command not in METHODS.split(", "):
-                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"The methods here are {METHODS}.")
+                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"The methods here are {METHODS}.", {"Allow": METHODS})
             if self.command == "OPTIONS":
                 self.respond(HTTPStatus.NO_CONTENT, {"Allow": METHODS} | PREFLIGHT | ({} if path == "/" else PUBLIC))
             elif path == "/":
-                self.send_page(*self.server.page)
+                body, headers = self.server.page
+                known = re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
+                fresh = headers["ETag"] in known or "*" in known
+                self.respond(HTTPStatus.NOT_MODIFIED if fresh else HTTPStatus.OK, headers, None if fresh else body)
             elif path == "/api/status":
                 self.send_json(HTTPStatus.OK, self.server.status(), {"Cache-Control": "no-store"})
             else:
                 self.send_stream(path, query)
         except Problem as problem:
-            status, sentence = problem.args
-            self.send_json(status, {"error": sentence}, {"Allow": METHODS} if status == HTTPStatus.METHOD_NOT_ALLOWED else {})
+            self.send_problem(problem)
 
     def target(self) -> tuple[str, dict[str, list[str]]]:
         """The path and the query, of a target in origin or absolute form (RFC 9112, 3.2). Raises Problem."""
@@ -738,13 +767,6 @@ class Handler(BaseHTTPRequestHandler):
             raise Problem(HTTPStatus.BAD_REQUEST, "The target of a request is a path of this server.")
         return unquote(path), parse_qs(query, keep_blank_values=True)
 
-    def send_page(self, body: bytes, headers: Mapping[str, str]) -> None:
-        known = re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
-        if headers["ETag"] in known or "*" in known:
-            self.respond(HTTPStatus.NOT_MODIFIED, headers)
-        else:
-            self.respond(HTTPStatus.OK, headers, body)
-
     def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
         """Streams events until the client leaves or the server ends it. Raises Problem, but sends nothing then."""
         names = self.server.broadcaster.metric_names if self.server.names_are_known else None
@@ -762,8 +784,11 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.close()
         self.rfile = self.wfile  # for finish(), which closes it again
         del self.headers, self.requestline, self.raw_requestline, self.path
-        self.server.stream(self.connection, self.client_address[0], path, self.server.broadcaster.subscribe(
-            wanted, last_event_id or None, float(history) if history else None, partial(hang_up, self.connection)))
+        with self.server.broadcaster.subscribe(wanted, last_event_id or None, float(history) if history else None,
+                                               partial(hang_up, self.connection)) as subscription, \
+                self.server.watching(self.connection, self.client_address[0], path, subscription):
+            for frame in subscription.frames():
+                self.connection.sendall(frame)
 
     def choice(self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str] | None) -> frozenset[str]:
         """The values of a filter, given several times or with commas. Raises Problem for one that is not allowed."""
@@ -785,12 +810,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_json(self, status: HTTPStatus, value: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        self.respond(status, {**NO_STREAM, **headers}, json.dumps(value).encode() + b"\n")
+        self.respond(status, {**JSON, **headers}, json.dumps(value).encode() + b"\n")
+
+    def send_problem(self, problem: Problem) -> None:
+        self.send_json(problem.status, {"error": problem.sentence}, problem.headers)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class calls for a request that it cannot parse. Its message quotes the client; ours does not."""
         status = HTTPStatus(code)
-        self.send_json(status, {"error": f"{status.description or status.phrase}."}, {})
+        self.send_problem(Problem(status, f"{status.description or status.phrase}."))
 
     def handle_expect_100(self) -> bool:
         return True  # no body is wanted: the final answer comes at once
@@ -812,24 +840,11 @@ SOCKET_OPTIONS = (
     ("SOL_SOCKET", "SO_SNDBUF", SEND_BUFFER_BYTES),
     ("IPPROTO_IPV6", "IPV6_V6ONLY", 0),  # `::` is for IPv4 too; an IPv4 socket refuses it, and needs it not
 )
-REASONS = ("closed", "slow", "stalled", "refused", "lapsed", "failed", "shutdown")
-REFUSAL_BODY = b'{"error": "There is no place for another connection; try again later."}\n'
-REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nAccess-Control-Allow-Origin: *\r\n"
-           b"Retry-After: %d\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
-           % (RETRY_AFTER_SECONDS, len(REFUSAL_BODY), REFUSAL_BODY))
-
-
-def hang_up(connection: socket.socket) -> None:
-    """Cuts a connection: whichever thread reads or writes it comes back at once, and closes it. Any thread."""
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-
-
 sink = bytearray(DRAIN_BYTES)  # for all threads: nobody reads it
 
 
-def is_open(connection: socket.socket) -> bool:
-    """Throws away what was received; False when the peer has closed. Blocks if the socket is not readable."""
+def discard_input(connection: socket.socket) -> bool:
+    """Throws away what was received, or waits for something to come; False when the peer has closed."""
     try:
         return connection.recv_into(sink) > 0
     except OSError:
@@ -843,8 +858,8 @@ class DashboardServer(ThreadingHTTPServer):
             server.publish(alert("info", "Hello"))
             server.wait()
 
-    The constructor takes the port; it raises OSError when it cannot, or when index.html is missing. Override
-    `stream_opened` and `stream_closed` to see clients come and go.
+    The constructor takes the port; it raises OSError when it cannot, or when index.html is missing, and ValueError for an
+    interval or a history that cannot be. Override `stream_opened` and `stream_closed` to see clients come and go.
     """
 
     request_queue_size = BACKLOG
@@ -866,13 +881,13 @@ class DashboardServer(ThreadingHTTPServer):
         self._deadlines: dict[socket.socket, float] = {}  # of every open connection: when it must be done
         self._refused: list[socket.socket] = []  # those among them that have no place, oldest first
         self._ended = dict.fromkeys(REASONS, 0)
+        self._watched = selectors.DefaultSelector()  # the sockets of streams: readable when the peer closes
         self._watch_at = 0.0
         self._starved = False
         self._down = threading.Event()
         family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = family
         super().__init__((str(address[0]), int(address[1])), Handler)
-        self._watched = selectors.DefaultSelector()  # the sockets of streams: readable when the peer closes
 
     def server_bind(self) -> None:
         """Takes the port, without the base class's look-up of the host's full name, which can last half a minute."""
@@ -904,14 +919,14 @@ class DashboardServer(ThreadingHTTPServer):
             pass
 
     def publish(self, event: Event) -> None:
-        """Publishes one event at once, from any thread, without blocking. Raises RuntimeError after the end."""
+        """Publishes one event at once, from any thread. Raises TypeError for anything else, RuntimeError when not serving."""
         self.broadcaster.publish(event)
 
     def __exit__(self, *_: object) -> None:
         """The one way down: no more ticks, no more clients, every stream to its end, and then whoever is left is cut."""
         self.generator.__exit__(None, None, None)
         self.shutdown()
-        self.socket.close()
+        self.server_close()
         self.broadcaster.close()
         self._down.set()
         with self._books:
@@ -920,9 +935,9 @@ class DashboardServer(ThreadingHTTPServer):
                 hang_up(connection)
             self._books.wait_for(lambda: not self._deadlines, HANG_UP_SECONDS)
             self._watched.close()
-        self.server_close()
 
-    # The life of a connection: get_request, process_request, set_deadline, perhaps stream, shutdown_request.
+    # The life of a connection. In the serve thread: get_request, process_request. In its own, process_request_thread: a
+    # Handler reads the request and calls answer(), which may stream within watching(); then shutdown_request.
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accepts a connection. Without a descriptor for it, waits a little: serve_forever() would try again at once."""
@@ -941,62 +956,59 @@ class DashboardServer(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for the connection. When the house is full, all it does is say so; nobody is evicted."""
         with self._books:
-            full = len(self._deadlines) - len(self._refused) >= self.max_clients
-            self._deadlines[request] = time.monotonic() + REQUEST_SECONDS
-            if full:
+            if len(self._deadlines) - len(self._refused) >= self.max_clients:
                 self._ended["refused"] += 1
                 self._refused.append(request)
                 for oldest in self._refused[:-MAX_REFUSED]:
                     hang_up(oldest)
+            self._deadlines[request] = time.monotonic() + REQUEST_SECONDS
         try:
-            # Not a threading.Thread: its object costs 3 of 28 KiB a client, and its start() waits for the new thread.
-            _thread.start_new_thread(self.refuse if full else self.process_request_thread, (request, client_address))
-        except RuntimeError:  # the system has no thread for it
+            # Not a threading.Thread: its object costs memory for each client, and its start() waits for the new thread.
+            _thread.start_new_thread(self.process_request_thread, (request, client_address))
+        except RuntimeError:  # there is no thread for it: shutdown_request(), called next in this one, must not wait
             hang_up(request)
             raise
 
-    def refuse(self, request: socket.socket, client_address: object) -> None:
-        with suppress(OSError):
-            request.sendall(REFUSAL)
-        self.shutdown_request(request)
+    def has_place(self, connection: socket.socket) -> bool:
+        return connection not in self._refused
 
     def set_deadline(self, connection: socket.socket, seconds: float) -> None:
         """From now on the connection must be done in so many seconds."""
         with self._books:
             self._deadlines[connection] = time.monotonic() + seconds
 
-    def stream(self, connection: socket.socket, address: str, path: str,
-               subscribing: AbstractContextManager[Subscription]) -> None:
-        """Writes a client's frames until its stream ends; says how it ended. Called in, and blocks, the client's thread."""
+    @contextmanager
+    def watching(self, connection: socket.socket, address: str, path: str, subscription: Subscription) -> Iterator[None]:
+        """Ends the stream that is written in the `with` block when its client leaves; says how it ended."""
+        started_at = time.monotonic()
         self.set_deadline(connection, math.inf)
-        started_at, events = time.monotonic(), 0
-        with subscribing as subscription:
-            with self._books:
-                if not self._down.is_set():  # a thread that was cut at the end may still come by
-                    self._watched.register(connection, selectors.EVENT_READ, subscription)
+        with self._books:
+            if not self._down.is_set():  # a thread that was cut at the end may still come by
+                self._watched.register(connection, selectors.EVENT_READ, subscription)
+        try:
             try:
                 self.stream_opened(address, path)
-                for frame in subscription.frames():
-                    connection.sendall(frame)
-                    events += frame.count(b"\ndata: ")
-            except OSError as problem:
-                subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
-            except BaseException:
-                subscription.end("failed")
-                raise
-            finally:
-                with self._books:
-                    with suppress(KeyError, ValueError):  # not watched any more: the client went first, or all is closed
-                        self._watched.unregister(connection)
-                    self._ended[subscription.reason] += 1
-                self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
+            except OSError as problem:  # not to be taken for the client's departure
+                raise RuntimeError("stream_opened() raised") from problem
+            yield
+        except OSError as problem:
+            subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
+        except BaseException:
+            subscription.end("failed")
+            raise
+        finally:
+            with self._books:
+                with suppress(KeyError, ValueError):  # not watched any more: the client went first, or all is closed
+                    self._watched.unregister(connection)
+                self._ended[subscription.reason] += 1
+            self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, subscription.events)
 
     def shutdown_request(self, request: Any) -> None:
         """Closes in two steps (RFC 9112, 9.6): with unread input, a plain close would take the response with it."""
         with suppress(OSError):
             request.shutdown(socket.SHUT_WR)
             self.set_deadline(request, LINGER_SECONDS)
-            while not self._down.is_set() and is_open(request):
+            while not self._down.is_set() and discard_input(request):
                 pass
         request.close()
         with self._books:
@@ -1014,7 +1026,7 @@ class DashboardServer(ThreadingHTTPServer):
         with self._books:
             for key, _ in self._watched.select(0):
                 connection: Any = key.fileobj
-                if not is_open(connection):
+                if not discard_input(connection):
                     key.data.end("closed")
                     hang_up(connection)
                     self._watched.unregister(connection)
