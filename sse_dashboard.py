@@ -761,7 +761,8 @@ class Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         with suppress(ValueError):
             if path.lower().startswith(("http://", "https://")):
-                path, query = (urlsplit(self.path).path or "/"), urlsplit(self.path).query
+                absolute = urlsplit(self.path)
+                path, query = absolute.path or "/", absolute.query
         if path == "*" and self.command == "OPTIONS":
             path = "/"
         if not path.startswith("/"):
