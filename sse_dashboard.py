@@ -32,8 +32,7 @@ Deliberate choices:
 
   * One request a connection: no body is ever taken for the next request, and a stream ends with its connection.
   * The readings are a function of seed and time: a restart loses nothing, and two servers need not know each other.
-  * History and registration are taken under the lock that publishing takes. That alone makes a resumed stream free of
-    gaps and doubles, whatever the timing.
+  * History and registration are taken under the lock that publishing takes: that alone keeps gaps and doubles out.
   * A client that does not keep up is disconnected, never waited for: it comes back with its last event ID.
 
 Standards: WHATWG HTML "Server-sent events", RFC 9110 (HTTP semantics), RFC 9112 (HTTP/1.1).
@@ -44,7 +43,6 @@ from __future__ import annotations
 import _thread
 import argparse
 import base64
-import errno
 import hashlib
 import json
 import logging
@@ -64,10 +62,9 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice
 from pathlib import Path
@@ -86,6 +83,7 @@ MAX_CLIENTS = 1000  # open connections of any kind: each costs a thread
 CHECK_SECONDS = 1.0  # at least, between two looks of the simulation at its thresholds...
 LOOK_BACK_CHECKS = 600  # ... each of which goes back so far at most for the reading that decides: bounds what it costs
 
+NEWEST_SECONDS = 0.001  # of history for a client that asks for none: the newest tick
 RETRY_MS = (2000, 4000)  # the reconnection time: random, so that a restart is not met by all clients at once
 HEARTBEAT_SECONDS = 15.0  # of silence, then a comment: WHATWG HTML advises it against proxies that give up
 FUTURE_SECONDS = 60.0  # an ID further ahead of the clock comes from no other server of ours
@@ -99,15 +97,16 @@ CLIENTS_AT_ONCE = 128  # woken before publishing rests and lets them run: woken 
 REST_SECONDS = 0.0001  # ... interpreter lock and are switched to twice: with 1,000 clients a third more CPU an event
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
+MAX_LINE_BYTES = 65_536  # of the request line; the base class allows the same for each of 100 header fields
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
 MAX_REFUSED = 64  # connections at a time that are told there is no place: with one more, the oldest is cut
+RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
+BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
+SPARE_DESCRIPTORS = 128  # for what is no client: those who are refused, files, the listening socket, the selector
+ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
 WATCH_SECONDS = 0.5  # between two looks at all sockets: how soon a departure is noticed
 DRAIN_BYTES = 8 << 20  # of what a client sent unasked, thrown away in one look: more than a receive buffer holds
-ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
-BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
-SPARE_DESCRIPTORS = 64  # for what is no client: files, the listening socket, the selector
-RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
 
 SIGNAL_SECONDS = 0.5  # between two looks of the main thread for a signal
 DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued...
@@ -133,9 +132,8 @@ def timestamp(milliseconds: float) -> str:
 class Event:
     """Something to tell: an event type, and the fields of the JSON object that says it.
 
-    What cannot be sent raises here, where the mistake is: ValueError for a type of several lines or a number that is
-    not finite, TypeError for a value that JSON does not have. Publishing adds the timestamp and the ID.
-    """
+    What cannot be sent raises here, where the mistake is: ValueError for a type of several lines or a number that is not
+    finite, TypeError for a value that JSON does not have. Publishing adds the timestamp and the ID."""
 
     type: str
     fields: Mapping[str, Any]
@@ -146,9 +144,8 @@ class Event:
             raise ValueError(f"an event's type is one line of text, not empty and without NUL; this is {self.type!r}")
         if {"type", "timestamp"} & self.fields.keys():
             raise ValueError("an event's own fields are not called `type` or `timestamp`: publishing adds those")
-        text = to_json({"type": self.type, **self.fields})
-        text.encode()  # raises for half a surrogate pair
-        object.__setattr__(self, "json", text)
+        object.__setattr__(self, "json", to_json({"type": self.type, **self.fields}))
+        self.json.encode()  # raises for half a surrogate pair
 
     @property
     def topic(self) -> str:
@@ -158,9 +155,8 @@ class Event:
     def encode(self, moment: str, event_id: str = "") -> bytes:
         """The event's bytes, with its timestamp and ID, and the empty line that ends it.
 
-        JSON escapes line breaks (WHATWG HTML, "Parsing an event stream": U+2028 is none), so the data is one line. The
-        ID comes last: a client that takes an ID as it reads it cannot have that of an event which was cut short.
-        """
+        JSON escapes line breaks (WHATWG HTML, "Parsing an event stream": U+2028 is none), so the data is one line. The ID
+        comes last: a client that takes an ID as it reads it cannot have that of an event which was cut short."""
         end = f"\nid: {event_id}\n\n" if event_id else "\n\n"
         return f'event: {self.type}\ndata: {self.json[:-1]}, "timestamp": "{moment}"}}{end}'.encode()
 
@@ -168,17 +164,13 @@ class Event:
 def metric(name: str, value: float, unit: str = "") -> Event:
     """A reading. The page draws a card and a line for any name, with its unit ("%", "B/s", "°C").
 
-    Raises TypeError or ValueError for a name that is no text, empty or with a comma, a unit that is no text, and a value
-    that is no finite number.
-    """
-    if not isinstance(name, str) or not isinstance(unit, str):
-        raise TypeError(f"a metric's name and unit are texts, not {name!r} and {unit!r}")
-    if not name or "," in name:
-        raise ValueError(f"a metric's name is not empty and has no comma; this is {name!r}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"the value of {name} is a number, not {value!r}")
-    if not abs(value) <= sys.float_info.max:
-        raise ValueError(f"the value of {name} is a finite number, not {value!r}")
+    Raises TypeError for a name or a unit that is no text and a value that is no number, ValueError for a name that is
+    empty or has a comma and a value that is not finite."""
+    texts = isinstance(name, str) and isinstance(unit, str)
+    if not texts or not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"a metric is a name, a number and a unit, not {name!r}, {value!r} and {unit!r}")
+    if not name or "," in name or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"a metric's name has no comma and is not empty, its value is finite: not {name!r}, {value!r}")
     return Event("metric", {"name": name, "value": value, "unit": unit})
 
 
@@ -194,12 +186,11 @@ def alert(level: str, message: str, metric: str = "") -> Event:
 class Source(Protocol):
     """Where events come from: the simulation, or a program's own.
 
-    One that has `replayable = True` promises that its events depend on the tick alone. The history is then filled from
-    it at the start, and a client that resumes over a restart misses nothing.
-    """
+    One that has `replayable = True` promises that its events depend on the tick alone. The history is then filled from it
+    at the start, and a client that resumes over a restart misses nothing."""
 
     def events_at(self, tick: int) -> Iterable[Event]:
-        """The events of a tick (Unix milliseconds). Called in the generator thread; of the first history, in the main thread."""
+        """The events of a tick, in Unix milliseconds. Called in the generator thread, for the history in the main thread."""
 
 
 def is_replayable(source: Source) -> bool:
@@ -232,18 +223,16 @@ def climb(seed: int, cause: str, period: float, at: float) -> float:
     return (0.6 + 0.4 * chance(seed, cause, period, slot)) * min(phase / 0.97, (1 - phase) / 0.03)
 
 
-def burst(seed: int, cause: str, period: float, at: float, rise: float = 2.0) -> float:
+def burst(seed: int, cause: str, period: float, at: float, rise: float = 3.0) -> float:
     """Mostly 0: once in `period` seconds it leaps, within `rise` seconds, to a random height, and fades."""
-    height, newest = 0.0, at // period
-    for slot in (newest - 1, newest):
-        age = at - period * (slot + chance(seed, cause, "start", slot))
-        fade = rise * (3 + 6 * chance(seed, cause, "fade", slot))
-        if 0 < age < rise + fade:
-            height += chance(seed, cause, "height", slot) * (age / rise if age < rise else (1 - (age - rise) / fade) ** 2)
+    height = 0.0
+    for slot in (at // period - 1, at // period):
+        if (age := (at / period - slot - chance(seed, cause, "start", slot)) * period / rise) > 0:
+            height += chance(seed, cause, "height", slot) * (2 * age / (1 + age * age)) ** 2
     return min(1.0, height)
 
 
-swell: Shape = partial(burst, rise=12.0)  # a burst as something slow feels it
+swell: Shape = partial(burst, rise=15.0)  # a burst as something slow feels it
 
 
 class Reading(NamedTuple):
@@ -266,10 +255,8 @@ READINGS = {
         (44, climb, "memory", 420), (3, wave, "memory", 29), (10, swell, "work", 110))),
     "disk_usage": Reading("disk usage", "%", 1, 0, 0, ((85, 80), (95, 90)), 48, (
         (40, climb, "disk", 1500), (1, wave, "disk", 60))),
-    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, (), 30e3, (
-        (15e4, wave, "in", 50), (9e6, burst, "in", 75))),
-    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, (), 15e3, (
-        (9e4, wave, "out", 65), (5e6, burst, "out", 120))),
+    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, (), 30e3, ((15e4, wave, "in", 50), (9e6, burst, "in", 75))),
+    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, (), 15e3, ((9e4, wave, "out", 65), (5e6, burst, "out", 120))),
     "temperature": Reading("temperature", "°C", 1, 0.006, 9, ((75, 68), (85, 78)), 36, (
         (16, wave, "work", 170), (6, wave, "room", 400), (26, swell, "work", 110))),
     "load_average": Reading("load average", "", 2, 0.03, 4, ((4, 3), (6, 4.5)), 0.2, (
@@ -298,8 +285,7 @@ def value_at(seed: int, name: str, tick: int) -> float:
 class Simulation:
     """A machine whose events at a tick depend on the seed, the interval and the tick, on nothing that was before.
 
-    So a restarted server continues the same curves under the same IDs, and any tick can be asked for at any time.
-    """
+    So a restarted server continues the same curves under the same IDs, and any tick can be asked for at any time."""
 
     replayable = True
 
@@ -364,10 +350,9 @@ class Filter:
     after: EventID = (0, 0)  # later events only: for a client that comes from a server whose clock is ahead of ours
 
     def passes(self, entry: Entry) -> bool:
-        if entry.id <= self.after or (self.types is not None and entry.type not in self.types):
-            return False
+        carried = self.types is None or entry.type in self.types
         wanted = self.names if entry.type == "metric" else self.levels if entry.type == "alert" else None
-        return not wanted or entry.topic in wanted
+        return carried and entry.id > self.after and (not wanted or entry.topic in wanted)
 
 
 REASONS = {  # how a stream, or a connection that never got one, came to its end
@@ -379,10 +364,9 @@ REASONS = {  # how a stream, or a connection that never got one, came to its end
 class Subscription(queue.Queue["bytes | None"]):
     """One client's queue of frames, and how its stream came to an end.
 
-    Any thread may call `offer` and `end`, which never block; `frames` belongs to the client's thread, and blocks it. Of
-    the base class only get() and qsize() work here, not put() or join(): with writers that never wait and a single reader,
-    one lock to sleep on does for its three conditions, which would cost a fifth of the CPU for each frame.
-    """
+    Any thread may call `offer` and `end`, which never block; `get` and `frames` belong to the client's thread, and block it.
+    With writers that never wait and a single reader, one lock to sleep on does for the three conditions of the base class,
+    which would cost a fifth of the CPU for each frame; its put() and join() do not work here."""
 
     def __init__(self, hang_up: Callable[[], None]) -> None:
         """`hang_up` cuts the client's connection, from any thread, without blocking."""
@@ -411,42 +395,29 @@ class Subscription(queue.Queue["bytes | None"]):
             self.reason = reason
             self.offer(None)
 
-    def get(self, block: bool = True, timeout: float | None = None) -> bytes | None:
+    def get(self) -> bytes | None:  # type: ignore[override]
+        """The next frame, or None for the end. After HEARTBEAT_SECONDS of silence a comment: so dead peers are found."""
         while not self.queue:
-            if not self._bell.acquire(block, -1 if timeout is None else timeout):
-                raise queue.Empty
-        item: bytes | None = self.queue.popleft()
-        return item
+            if not self._bell.acquire(timeout=HEARTBEAT_SECONDS):
+                return b":\n\n"
+        frame: bytes | None = self.queue.popleft()
+        return frame
 
     def frames(self) -> Iterator[bytes]:
-        """What to write, in order, until the end; blocks while there is nothing."""
-        for frame in chain(self.opening, iter(self._next_frame, None)):
+        """What to write, in order, until the end."""
+        for frame in chain(self.opening, iter(self.get, None)):
             yield frame
             self.events += frame.count(b"\ndata: ")
 
-    def _next_frame(self) -> bytes | None:
-        try:
-            return self.get(timeout=HEARTBEAT_SECONDS)
-        except queue.Empty:  # a comment: proxies see life, and dead peers are found
-            return b":\n\n"
-
 
 # ----------------------------------------------------------------- Broadcaster: event IDs, history, fan-out, resume ----
-
-
-def replay(batches: Iterable[Iterable[Entry]], wanted: Filter) -> Iterator[bytes]:
-    """History as frames, joined a handful of events at a time while they are written: it is shared, not copied."""
-    passing = (entry.wire for batch in batches for entry in batch if wanted.passes(entry))
-    while frame := b"".join(islice(passing, REPLAY_EVENTS)):
-        yield frame
 
 
 class Broadcaster:
     """Gives every event its ID, holds the history, and hands every event to all whose filter it passes.
 
     Any thread may call any method; none waits for a client, only for the lock, which publishing to many holds for some
-    milliseconds: it rests in between to let them run.
-    """
+    milliseconds: it rests in between to let them run."""
 
     def __init__(self, interval: float = INTERVAL_SECONDS, history: float = HISTORY_SECONDS) -> None:
         """Both in seconds."""
@@ -467,8 +438,7 @@ class Broadcaster:
     def advance(self, ticks: Iterable[tuple[int, Iterable[Event]]], live: bool = True, gap: bool = False) -> None:
         """Publishes the events of one or more ticks, as one frame. If not `live`, only remembers them, as history.
 
-        After a `gap` it begins anew: every stream ends, and each client comes back by its ID and is told that it expired.
-        """
+        After a `gap` it begins anew: every stream ends, and each client comes back by its ID and is told that it expired."""
         with self._lock:
             if gap:
                 self._history.clear()
@@ -488,7 +458,7 @@ class Broadcaster:
             tick, number = self._last
             # Counted by the microseconds since the tick, so that a restart in between does not give a number again.
             elapsed = int(1000 * min(now_ms() - tick, self.interval_ms))
-            self._fan_out(self._remember(tick, max(number + 1, elapsed), [event]), b"")
+            self._fan_out(self._remember(tick, max(number + 1, elapsed), [event]))
 
     def close(self) -> None:
         """Ends every stream, and each that is yet to come."""
@@ -497,19 +467,18 @@ class Broadcaster:
             self._end_all("shutdown")
 
     @contextmanager
-    def subscribe(self, wanted: Filter = Filter(), last_event_id: str | None = None, history: float | None = None,
+    def subscribe(self, wanted: Filter = Filter(), last_event_id: str = "", history: float = NEWEST_SECONDS,
                   hang_up: Callable[[], None] = lambda: None) -> Iterator[Subscription]:
         """A subscription for the length of a `with` block.
 
-        It begins with the reconnection time, and on a stream of all with a `status`. Then come exactly the events after the last event ID; without one, those
-        of the last `history` seconds; without either, those of the newest tick. An ID that is older than what is held,
-        or that no server can have sent, is answered by a `reset` event and all that is held.
-        """
+        It begins with the reconnection time, and on a stream of all with a `status`. Then come exactly the events after the
+        last event ID; without one, those of the last `history` seconds, if nothing else is said of the newest tick. An ID that
+        is older than what is held, or that no server can have sent, is answered by a `reset` event and all that is held."""
         subscription = Subscription(hang_up)
         with self._lock:
             reset, after = self._position(last_event_id, history)
-            missed = self._history[bisect_right(self._history, after, key=lambda batch: batch[-1].id) :]
             audible = replace(wanted, after=after)
+            missed = self._history[bisect_right(self._history, after, key=lambda batch: batch[-1].id) :]
             live = audible if after > self._last else wanted
             self._audiences.setdefault(live, set()).add(subscription)
             opening = f"retry: {random.randint(*RETRY_MS)}\n\n".encode()
@@ -519,7 +488,9 @@ class Broadcaster:
                 opening += self._status(now_ms())
             if self._closed:
                 subscription.end("shutdown")
-        subscription.opening = chain([opening], replay(missed, audible))
+        # History is shared, not copied: a handful of events is joined when it is about to be written.
+        passing = (entry.wire for batch in missed for entry in batch if audible.passes(entry))
+        subscription.opening = chain([opening], iter(lambda: b"".join(islice(passing, REPLAY_EVENTS)), b""))
         try:
             yield subscription
         finally:
@@ -554,7 +525,7 @@ class Broadcaster:
             del self._history[:expired]
         return batch
 
-    def _fan_out(self, entries: Sequence[Entry], status: bytes) -> None:
+    def _fan_out(self, entries: Sequence[Entry], status: bytes = b"") -> None:
         """Offers each audience its frame, made once; an audience whose filter raises misses it."""
         self.events_published += len(entries)
         offered = 0
@@ -576,11 +547,10 @@ class Broadcaster:
         for subscription in chain(*self._audiences.values()):
             subscription.end(reason)
 
-    def _position(self, last_event_id: str | None, history: float | None) -> tuple[str, EventID]:
+    def _position(self, last_event_id: str, history: float) -> tuple[str, EventID]:
         """Why a client must start over ("" if it need not), and the ID after which its events begin."""
-        if last_event_id is None:
-            tick = self._last[0]
-            return "", min(self._last, (tick - round(history * 1000), sys.maxsize)) if history is not None else (tick, 0)
+        if not last_event_id:
+            return "", min(self._last, (self._last[0] - round(history * 1000), sys.maxsize))
         found = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})", last_event_id)
         after = (int(found[1]), int(found[2])) if found else None
         if after is None or after[0] > max(now_ms(), self._last[0]) + FUTURE_SECONDS * 1000:
@@ -599,10 +569,9 @@ class Broadcaster:
 class Generator:
     """Publishes the events of all sources at every tick, in its own thread, for the length of a `with` block.
 
-    Entering fills the history from the replayable sources, and starts the thread. A source that raises is logged, and
-    its events of that tick are left out. Ticks that are late, after a pause of the process or a nap of the laptop, are
-    made up for; after a pause too long for that every client is told to start over.
-    """
+    Entering fills the history from the replayable sources, and starts the thread. A source that raises is logged, and its
+    events of that tick are left out. Ticks that are late, after a pause of the process or a nap of the laptop, are made up
+    for; after a pause too long for that every client is told to start over."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Iterable[Source]) -> None:
         # The replayable first: so their events have the same numbers when history is filled from them alone.
@@ -611,11 +580,9 @@ class Generator:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._epoch = 0.0  # when, in Unix seconds, the steady clock was at zero
-        self._next = 0  # the tick to be published next
+        self._next = 0  # the tick to be published next: at the start all that can be made up for is late
 
     def __enter__(self) -> Generator:
-        interval = self._broadcaster.interval_ms
-        self._next = (self.steady_ms() // interval - max(0, self._broadcaster.history_ms - 1) // interval) * interval
         self._publish_due(live=False)
         self._thread.start()
         return self
@@ -624,29 +591,29 @@ class Generator:
         self._stop.set()
         self._thread.join(HANG_UP_SECONDS)
 
-    def steady_ms(self) -> int:
-        """The time of day, but never going back: when the clock is set back, time runs on from where it was."""
-        self._epoch = max(self._epoch, time.time() - time.monotonic())
-        return int((self._epoch + time.monotonic()) * 1000)
-
     def _run(self) -> None:
         # A second at most: the wall clock may be set forward meanwhile.
-        while not self._stop.wait(max(0, min(1000, self._next - self.steady_ms())) / 1000):
+        while not self._stop.wait(max(0, min(1000, self._next - self._steady_ms())) / 1000):
             try:
                 self._publish_due()
             except Exception:
                 logger.exception("a tick could not be published")
 
+    def _steady_ms(self) -> int:
+        """The time of day, but never going back: when the clock is set back, time runs on from where it was."""
+        self._epoch = max(self._epoch, time.time() - time.monotonic())
+        return int((self._epoch + time.monotonic()) * 1000)
+
     def _publish_due(self, live: bool = True) -> None:
         """Publishes all ticks up to now; but for the newest, from those sources alone that can tell of the past."""
-        now, interval = self.steady_ms(), self._broadcaster.interval_ms
+        now, interval = self._steady_ms(), self._broadcaster.interval_ms
         oldest = now - max(self._broadcaster.history_ms + interval, round(CATCH_UP_SECONDS * 1000))
         if gap := self._next < oldest:
             self._next = oldest // interval * interval + interval
         if due := range(self._next, now + 1, interval):
             self._next = due[-1] + interval
             ticks = [(tick, self._events(tick, live and tick == due[-1])) for tick in due]
-            self._broadcaster.advance(ticks, live, gap)
+            self._broadcaster.advance(ticks, live, gap and live)
 
     def _events(self, tick: int, live: bool) -> list[Event]:
         events: list[Event] = []
@@ -672,8 +639,7 @@ ROUTES = ("/", "/api/status", *STREAMS)
 METHODS = "GET, HEAD, OPTIONS"
 PREFLIGHT = {"Access-Control-Allow-Methods": METHODS, "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control"}
 PUBLIC = {"Access-Control-Allow-Origin": "*"}  # a page of any origin may read the data
-NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-JSON = {"Content-Type": "application/json"} | NOSNIFF | PUBLIC
+JSON = {"Content-Type": "application/json"} | PUBLIC
 EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
@@ -688,19 +654,14 @@ def load_page(path: Path) -> tuple[bytes, dict[str, str]]:
     body = path.read_bytes()
     policy = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     for tag in ("script", "style"):
-        texts = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), body, re.DOTALL)
-        hashes = [base64.b64encode(hashlib.sha256(text).digest()).decode() for text in texts]
-        policy += f"; {tag}-src " + (" ".join(f"'sha256-{value}'" for value in hashes) or "'none'")
-    return body, NOSNIFF | {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy,
-                            "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
-                            "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
+        for text in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), body, re.DOTALL):
+            policy += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+    return body, {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, "Cache-Control": "no-cache",
+                  "Referrer-Policy": "no-referrer", "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
 
 
 class Problem(Exception):
-    """A request that is answered by an error: its status, one sentence, and header fields."""
-
-    def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] = {}) -> None:
-        self.status, self.sentence, self.headers = status, sentence, headers
+    """Why a request is answered by an error: its status, one sentence, and perhaps header fields."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -712,83 +673,72 @@ class Handler(BaseHTTPRequestHandler):
     requestline, command, request_version = "", "", "HTTP/1.1"  # for an answer before the request is read
 
     def handle(self) -> None:
-        """Reads the request and calls what answers it; when the house is full, says so at once."""
-        if self.server.has_place(self.connection):
-            super().handle()
-        else:
-            self.send_problem(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "There is no place for another connection; try again later.",
-                                      {"Retry-After": str(RETRY_AFTER_SECONDS)}))
-
-    def __getattr__(self, name: str) -> Callable[[], None]:
-        """The base class looks for a method `do_<METHOD>`: here all of them go the same way."""
-        if name.startswith("do_"):
-            return self.answer
-        raise AttributeError(name)
+        """Reads the request and answers it. Every error is answered here, also that the house is full."""
+        try:
+            if self.connection in self.server.refused:
+                raise Problem(503, "There is no place for another connection; try again later.",
+                              {"Retry-After": str(RETRY_AFTER_SECONDS)})
+            self.raw_requestline = self.rfile.readline(MAX_LINE_BYTES + 1)
+            if len(self.raw_requestline) > MAX_LINE_BYTES:
+                raise Problem(414, "The target of the request is too long.")
+            if self.parse_request():
+                self.answer()
+        except Problem as problem:
+            self.send_problem(*problem.args)
 
     def answer(self) -> None:
-        """The one way of every request that could be parsed."""
-        self.server.set_deadline(self.connection, RESPONSE_SECONDS)
-        try:
-            path, query = self.target()
-            if path not in ROUTES:
-                raise Problem(HTTPStatus.NOT_FOUND, f"There is nothing here; there is {', '.join(ROUTES)}.")
-            if self.command not in METHODS.split(", "):
-                raise Problem(HTTPStatus.METHOD_NOT_ALLOWED, f"The methods here are {METHODS}.", {"Allow": METHODS})
-            if self.command == "OPTIONS":
-                self.respond(HTTPStatus.NO_CONTENT, {"Allow": METHODS} | PREFLIGHT | ({} if path == "/" else PUBLIC))
-            elif path == "/":
-                body, headers = self.server.page
-                known = re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
-                fresh = headers["ETag"] in known or "*" in known
-                self.respond(HTTPStatus.NOT_MODIFIED if fresh else HTTPStatus.OK, headers, None if fresh else body)
-            elif path == "/api/status":
-                self.send_json(HTTPStatus.OK, self.server.status(), {"Cache-Control": "no-store"})
-            else:
-                self.send_stream(path, query)
-        except Problem as problem:
-            self.send_problem(problem)
+        """The one way of every request that could be parsed, whatever its method. Raises Problem."""
+        self.server.deadlines[self.connection] = time.monotonic() + RESPONSE_SECONDS
+        path, query = self.target()
+        if path not in ROUTES:
+            raise Problem(404, f"There is nothing here; there is {', '.join(ROUTES)}.")
+        if self.command not in METHODS.split(", "):
+            raise Problem(405, f"The methods here are {METHODS}.", {"Allow": METHODS})
+        if self.command == "OPTIONS":
+            self.respond(204, {"Allow": METHODS} | PREFLIGHT | ({} if path == "/" else PUBLIC))
+        elif path == "/":
+            body, headers = self.server.page
+            fresh = {headers["ETag"], "*"} & set(re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", "")))
+            self.respond(304 if fresh else 200, headers, None if fresh else body)
+        elif path == "/api/status":
+            self.respond(200, JSON | {"Cache-Control": "no-store"}, f"{to_json(self.server.status())}\n".encode())
+        else:
+            self.send_stream(path, query)
 
     def target(self) -> tuple[str, dict[str, list[str]]]:
         """The path and the query, of a target in origin or absolute form (RFC 9112, 3.2). Raises Problem."""
-        if self.request_version == "HTTP/0.9":
-            self.request_version = "HTTP/1.0"  # or the answer would have no status line
-            raise Problem(HTTPStatus.BAD_REQUEST, "This server speaks HTTP/1.0 and HTTP/1.1.")
+        self.request_version = max(self.request_version, "HTTP/1.0")  # an answer in HTTP/0.9 would have no status line
         fields = self.headers.items()
         if self.headers.defects or any(name != name.strip() or re.search(r"[\0\r\n]", value) for name, value in fields):
-            raise Problem(HTTPStatus.BAD_REQUEST, "A header field is one line: a name, a colon, a value.")
+            raise Problem(400, "A header field is one line: a name, a colon, a value.")
         if self.request_version != "HTTP/1.0" and len(self.headers.get_all("Host", [])) != 1:
-            raise Problem(HTTPStatus.BAD_REQUEST, "A request has exactly one Host header field.")
-        path, _, query = self.path.partition("?")
+            raise Problem(400, "A request has exactly one Host header field.")
         with suppress(ValueError):
-            if path.lower().startswith(("http://", "https://")):
-                absolute = urlsplit(self.path)
-                path, query = absolute.path or "/", absolute.query
-        if path == "*" and self.command == "OPTIONS":
-            path = "/"
-        if not path.startswith("/"):
-            raise Problem(HTTPStatus.BAD_REQUEST, "The target of a request is a path of this server.")
-        return unquote(path), parse_qs(query, keep_blank_values=True)
+            url = urlsplit("/" if self.path == "*" and self.command == "OPTIONS" else self.path)
+            path = unquote(url.path) or "/"
+            if url.scheme in ("", "http", "https") and path.startswith("/"):
+                return path, parse_qs(url.query, keep_blank_values=True)
+        raise Problem(400, "The target of a request is a path of this server.")
 
     def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
         """Streams events until the client leaves or the server ends it. Raises Problem, but sends nothing then."""
         names = self.server.broadcaster.metric_names if self.server.names_are_known else None
         wanted = Filter(STREAMS[path], self.choice(query, "name", names), self.choice(query, "level", LEVELS))
-        history = query.get("history", [""])[-1]
-        if history and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
-            raise Problem(HTTPStatus.BAD_REQUEST, "The parameter history is a number of seconds.")
+        history = query.get("history", [""])[-1] or str(NEWEST_SECONDS)
+        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
+            raise Problem(400, "The parameter history is a number of seconds.")
         last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t") or query.get("lastEventId", [""])[-1]
         if re.search(r"[\0-\x1f\x7f]", last_event_id):
-            raise Problem(HTTPStatus.BAD_REQUEST, "An event ID has no control characters.")
-        self.respond(HTTPStatus.OK, EVENT_STREAM | NOSNIFF | PUBLIC)
+            raise Problem(400, "An event ID has no control characters.")
+        self.respond(200, EVENT_STREAM | PUBLIC)
         if self.command == "HEAD":
             return
         # A stream may last for days; what only its request needed goes now: some KiB a client.
         self.rfile.close()
         self.rfile = self.wfile  # for finish(), which closes it again
         del self.headers, self.requestline, self.raw_requestline, self.path
-        with self.server.broadcaster.subscribe(wanted, last_event_id or None, float(history) if history else None,
-                                               partial(hang_up, self.connection)) as subscription, \
-                self.server.watching(self.connection, self.client_address[0], path, subscription):
+        subscribing = self.server.broadcaster.subscribe(wanted, last_event_id, float(history), partial(hang_up, self.connection))
+        with subscribing as subscription, self.server.watching(self.connection, self.client_address[0], path, subscription):
             for frame in subscription.frames():
                 self.connection.sendall(frame)
 
@@ -796,31 +746,26 @@ class Handler(BaseHTTPRequestHandler):
         """The values of a filter, given several times or with commas. Raises Problem for one that is not allowed."""
         values = frozenset(value for text in query.get(key, ()) for value in text.split(",") if value)
         if allowed is not None and not values <= set(allowed):
-            raise Problem(HTTPStatus.BAD_REQUEST, f"The parameter {key} is one or more of {', '.join(allowed)}.")
+            raise Problem(400, f"The parameter {key} is one or more of {', '.join(allowed)}.")
         return values
 
-    def respond(self, status: HTTPStatus, headers: Mapping[str, str], body: bytes | None = None) -> None:
+    def respond(self, status: int, headers: Mapping[str, str], body: bytes | None = None) -> None:
         """A whole answer, or the head of a stream. HEAD gets the same headers and no body (RFC 9110, 9.3.2)."""
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "X-Content-Type-Options": "nosniff", "Connection": "close"}.items():
             self.send_header(name, value)
         if body is not None:
             self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
         self.end_headers()
         if body and self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_json(self, status: HTTPStatus, value: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        self.respond(status, {**JSON, **headers}, json.dumps(value).encode() + b"\n")
-
-    def send_problem(self, problem: Problem) -> None:
-        self.send_json(problem.status, {"error": problem.sentence}, problem.headers)
+    def send_problem(self, status: int, sentence: str, headers: Mapping[str, str] = {}) -> None:
+        self.respond(status, {**JSON, **headers}, f"{to_json({'error': sentence})}\n".encode())
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class calls for a request that it cannot parse. Its message quotes the client; ours does not."""
-        status = HTTPStatus(code)
-        self.send_problem(Problem(status, f"{status.description or status.phrase}."))
+        self.send_problem(code, f"{self.responses[code][0]}.")
 
     def handle_expect_100(self) -> bool:
         return True  # no body is wanted: the final answer comes at once
@@ -861,8 +806,7 @@ class DashboardServer(ThreadingHTTPServer):
             server.wait()
 
     The constructor takes the port; it raises OSError when it cannot, or when index.html is missing, and ValueError for an
-    interval or a history that cannot be. Override `stream_opened` and `stream_closed` to see clients come and go.
-    """
+    interval or a history that cannot be. Override `stream_opened` and `stream_closed` to see clients come and go."""
 
     request_queue_size = BACKLOG
 
@@ -871,24 +815,25 @@ class DashboardServer(ThreadingHTTPServer):
         """`interval` and `history` in seconds. Without `sources` it shows the simulation; port 0 is any free one."""
         self.page = load_page(Path(__file__).with_name("index.html"))
         self.broadcaster = Broadcaster(interval, history)
+        self.publish = self.broadcaster.publish  # from any thread, while it serves
         self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
         if any(isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms for one in self.sources):
             raise ValueError(f"the server's interval is {interval} s, its simulation's is another: its alerts would be wrong")
         # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
         self.names_are_known = bool(self.sources) and all(map(is_replayable, self.sources))
-        self.generator: AbstractContextManager[object] = Generator(self.broadcaster, self.sources)  # what makes time pass
+        self.generator = Generator(self.broadcaster, self.sources)
         self.max_clients = max_clients
         # Guards the books below; notified when a connection is done.
         self._books = threading.Condition()
-        self._deadlines: dict[socket.socket, float] = {}  # of every open connection: when it must be done
-        self._refused: list[socket.socket] = []  # those among them that have no place, oldest first
+        self.deadlines: dict[socket.socket, float] = {}  # of every open connection: when it must be done
+        self.refused: dict[socket.socket, None] = {}  # those among them that have no place, oldest first
+        self._watched = selectors.DefaultSelector()  # those of streams: readable when the peer closes
         self._ended = dict.fromkeys(REASONS, 0)
-        self._watched = selectors.DefaultSelector()  # the sockets of streams: readable when the peer closes
         self._watch_at = 0.0
         self._starved = False
         self._down = threading.Event()
-        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        self.address_family = family
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, _, _, _, address = found[0]
         super().__init__((str(address[0]), int(address[1])), Handler)
 
     def server_bind(self) -> None:
@@ -902,7 +847,11 @@ class DashboardServer(ThreadingHTTPServer):
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"  # for a browser on this machine
 
     def __enter__(self) -> DashboardServer:
-        raise_descriptor_limit(self.max_clients + MAX_REFUSED + SPARE_DESCRIPTORS)
+        with suppress(ImportError, ValueError, OSError):
+            import resource  # not on Windows
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(self.max_clients + SPARE_DESCRIPTORS, hard)), hard))
         self.generator.__enter__()
         threading.Thread(target=self._serve, name="serve", daemon=True).start()
         return self
@@ -920,10 +869,6 @@ class DashboardServer(ThreadingHTTPServer):
         while not self._down.wait(SIGNAL_SECONDS):
             pass
 
-    def publish(self, event: Event) -> None:
-        """Publishes one event at once, from any thread. Raises TypeError for anything else, RuntimeError when not serving."""
-        self.broadcaster.publish(event)
-
     def __exit__(self, *_: object) -> None:
         """The one way down: no more ticks, no more clients, every stream to its end, and then whoever is left is cut."""
         self.generator.__exit__(None, None, None)
@@ -933,10 +878,9 @@ class DashboardServer(ThreadingHTTPServer):
         self._down.set()
         with self._books:
             self._books.wait_for(lambda: not self.broadcaster.snapshot()["connections"], DRAIN_SECONDS)
-            for connection in self._deadlines:
+            for connection in self.deadlines:
                 hang_up(connection)
-            self._books.wait_for(lambda: not self._deadlines, HANG_UP_SECONDS)
-            self._watched.close()
+            self._books.wait_for(lambda: not self.deadlines, HANG_UP_SECONDS)
 
     # The life of a connection. In the serve thread: get_request, process_request. In its own, process_request_thread: a
     # Handler reads the request and calls answer(), which may stream within watching(); then shutdown_request.
@@ -945,25 +889,24 @@ class DashboardServer(ThreadingHTTPServer):
         """Accepts a connection. Without a descriptor for it, waits a little: serve_forever() would try again at once."""
         try:
             accepted = super().get_request()
+            self._starved = False
+            return accepted
         except OSError as problem:
-            if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                if not self._starved:
-                    logger.error("cannot accept connections for now: %s", problem.strerror)
-                self._starved = True
-                self._down.wait(ACCEPT_PAUSE_SECONDS)
+            if not self._starved:
+                logger.error("cannot accept connections for now: %s", problem.strerror)
+            self._starved = True
+            self._down.wait(ACCEPT_PAUSE_SECONDS)
             raise
-        self._starved = False
-        return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for the connection. When the house is full, all it does is say so; nobody is evicted."""
         with self._books:
-            if len(self._deadlines) - len(self._refused) >= self.max_clients:
+            if len(self.deadlines) - len(self.refused) >= self.max_clients:
                 self._ended["refused"] += 1
-                self._refused.append(request)
-                for oldest in self._refused[:-MAX_REFUSED]:
+                self.refused[request] = None
+                for oldest in list(self.refused)[:-MAX_REFUSED]:
                     hang_up(oldest)
-            self._deadlines[request] = time.monotonic() + REQUEST_SECONDS
+            self.deadlines[request] = time.monotonic() + REQUEST_SECONDS
         try:
             # Not a threading.Thread: its object costs memory for each client, and its start() waits for the new thread.
             _thread.start_new_thread(self.process_request_thread, (request, client_address))
@@ -971,22 +914,13 @@ class DashboardServer(ThreadingHTTPServer):
             hang_up(request)
             raise
 
-    def has_place(self, connection: socket.socket) -> bool:
-        return connection not in self._refused
-
-    def set_deadline(self, connection: socket.socket, seconds: float) -> None:
-        """From now on the connection must be done in so many seconds."""
-        with self._books:
-            self._deadlines[connection] = time.monotonic() + seconds
-
     @contextmanager
     def watching(self, connection: socket.socket, address: str, path: str, subscription: Subscription) -> Iterator[None]:
         """Ends the stream that is written in the `with` block when its client leaves; says how it ended."""
         started_at = time.monotonic()
-        self.set_deadline(connection, math.inf)
         with self._books:
-            if not self._down.is_set():  # a thread that was cut at the end may still come by
-                self._watched.register(connection, selectors.EVENT_READ, subscription)
+            self.deadlines[connection] = math.inf
+            self._watched.register(connection, selectors.EVENT_READ, subscription)
         try:
             try:
                 self.stream_opened(address, path)
@@ -1000,8 +934,7 @@ class DashboardServer(ThreadingHTTPServer):
             raise
         finally:
             with self._books:
-                with suppress(KeyError, ValueError):  # not watched any more: the client went first, or all is closed
-                    self._watched.unregister(connection)
+                self._watched.unregister(connection)
                 self._ended[subscription.reason] += 1
             self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, subscription.events)
 
@@ -1009,14 +942,13 @@ class DashboardServer(ThreadingHTTPServer):
         """Closes in two steps (RFC 9112, 9.6): with unread input, a plain close would take the response with it."""
         with suppress(OSError):
             request.shutdown(socket.SHUT_WR)
-            self.set_deadline(request, LINGER_SECONDS)
+            self.deadlines[request] = time.monotonic() + LINGER_SECONDS
             while not self._down.is_set() and discard_input(request):
                 pass
         request.close()
         with self._books:
-            self._deadlines.pop(request, None)
-            if request in self._refused:
-                self._refused.remove(request)
+            self.deadlines.pop(request, None)
+            self.refused.pop(request, None)
             self._books.notify_all()
 
     def service_actions(self) -> None:
@@ -1031,8 +963,7 @@ class DashboardServer(ThreadingHTTPServer):
                 if not discard_input(connection):
                     key.data.end("closed")
                     hang_up(connection)
-                    self._watched.unregister(connection)
-            for connection, deadline in self._deadlines.items():
+            for connection, deadline in self.deadlines.items():
                 if deadline < now:
                     hang_up(connection)
 
@@ -1053,29 +984,15 @@ class DashboardServer(ThreadingHTTPServer):
         return {"status": "ok", **self.broadcaster.snapshot(), "ended": dict(self._ended)}
 
 
-def raise_descriptor_limit(needed: int) -> None:
-    """Lets this process open `needed` descriptors, or as many as the system allows it."""
-    with suppress(ImportError, ValueError, OSError):
-        import resource  # not on Windows
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if 0 <= soft < needed:  # negative is without limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else min(needed, hard), hard))
-
-
 # --------------------------------------------------------------------------------------------------- Command line ----
 
 
-def number(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number within a range."""
-
-    def parse(text: str) -> float:
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'} from {low} to {high}")
-
-    return parse
+def number(kind: Callable[[str], float], low: float, high: float, text: str) -> float:
+    """What argparse calls for the text of an option: a number within a range."""
+    with suppress(ValueError):
+        if low <= (value := kind(text)) <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'} from {low} to {high}")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -1083,11 +1000,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address or name to listen on, IPv4 or IPv6")
-    add("--port", type=number(int, 0, 65535), default=8000, help="0 picks a free one")
-    add("--interval", type=number(float, 0.05, 60), default=INTERVAL_SECONDS, help="seconds between ticks, 0.05 to 60")
+    add("--port", type=partial(number, int, 0, 65535), default=8000, help="0 picks a free one")
+    add("--interval", type=partial(number, float, 0.05, 60), default=INTERVAL_SECONDS, help="seconds between ticks, 0.05 to 60")
     add("--seed", type=int, default=0, help="of the simulation: the same seed, the same curves")
-    add("--history", type=number(float, 0, 3600), default=HISTORY_SECONDS, help="seconds of events held, 0 to 3600")
-    add("--max-clients", type=number(int, 1, 100_000), default=MAX_CLIENTS, help="open connections of any kind")
+    add("--history", type=partial(number, float, 0, 3600), default=HISTORY_SECONDS, help="seconds of events held, 0 to 3600")
+    add("--max-clients", type=partial(number, int, 1, 100_000), default=MAX_CLIENTS, help="open connections of any kind")
     add("--verbose", action="store_true", help="log every request and every stream's end")
     options = parser.parse_args(arguments)
     longest = MAX_HISTORY_TICKS * round(options.interval, 3)
@@ -1098,8 +1015,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def interrupt(signal_number: int, frame: object) -> None:
     """For SIGINT and SIGTERM alike: the first unwinds the main thread, a second ends the process at once."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
@@ -1109,8 +1026,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.WARNING,
                         format="%(asctime)s %(levelname)s %(message)s")
     logging.logThreads = False  # the clients' threads have no name, and asking for one would leave an object behind
-    signal.signal(signal.SIGINT, interrupt)  # before the URL is printed: whoever waits for it may send a signal at once
-    signal.signal(signal.SIGTERM, interrupt)
+    for each in (signal.SIGINT, signal.SIGTERM):  # before the URL is printed: whoever waits for it may send one at once
+        signal.signal(each, interrupt)
     try:
         with DashboardServer(options.host, options.port, sources=[Simulation(options.seed, options.interval)],
                              interval=options.interval, history=options.history, max_clients=options.max_clients) as server:
@@ -1120,11 +1037,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except (OSError, UnicodeError) as problem:  # UnicodeError: the host is no name
-        if filename := getattr(problem, "filename", None):
-            print(f"cannot read {filename} ({problem.args[-1]}): it belongs beside sse_dashboard.py", file=sys.stderr)
-        else:
-            print(f"cannot listen on {options.host!r} port {options.port}: {getattr(problem, 'strerror', problem)}; "
-                  "try another --host or --port", file=sys.stderr)
+        advice = "index.html belongs beside sse_dashboard.py" if getattr(problem, "filename", "") else "try another --host or --port"
+        print(f"cannot serve on {options.host!r} port {options.port}: {problem}; {advice}", file=sys.stderr)
     return 1
 
 
