@@ -80,8 +80,8 @@ INTERVAL_SECONDS = 1.0  # between ticks: what a person still sees as live
 HISTORY_SECONDS = 300.0  # held in memory: the page's longest window
 MAX_HISTORY_TICKS = 20_000  # some 100 MB of history, computed within 3 s at the start
 MAX_CLIENTS = 1000  # open connections of any kind: each costs a thread
-CHECK_SECONDS = 1.0  # at least, between two looks of the simulation at its thresholds...
-LOOK_BACK_CHECKS = 600  # ... each of which goes back so far at most for the reading that decides: bounds what it costs
+CHECK_MS = 1000  # at least, between two looks of the simulation at its thresholds
+CALM_MS = 30_000  # below a threshold, until the simulation calls that normal: so nothing flaps
 
 NEWEST_SECONDS = 0.001  # of history for a client that asks for none: the newest tick
 RETRY_MS = (2000, 4000)  # the reconnection time: random, so that a restart is not met by all clients at once
@@ -243,23 +243,22 @@ class Reading(NamedTuple):
     digits: int  # after the decimal point
     noise: float
     lag: float  # seconds behind the causes of its parts
-    thresholds: tuple[tuple[float, float], ...]  # warning, error: high from the first, until under the second
+    thresholds: tuple[float, ...]  # warning, error
     base: float
     parts: tuple[tuple[float, Shape, str, float], ...]  # height, shape, cause, period in seconds
 
 
 READINGS = {
-    "cpu_usage": Reading("CPU usage", "%", 1, 0.08, 0, ((85, 70), (95, 82)), 4, (
+    "cpu_usage": Reading("CPU usage", "%", 1, 0.08, 0, (85, 95), 4, (
         (40, wave, "work", 170), (18, wave, "work", 41), (50, burst, "work", 110))),
-    "memory_usage": Reading("memory usage", "%", 1, 0.004, 2, ((85, 78), (95, 88)), 36, (
+    "memory_usage": Reading("memory usage", "%", 1, 0.004, 2, (85, 95), 36, (
         (44, climb, "memory", 420), (3, wave, "memory", 29), (10, swell, "work", 110))),
-    "disk_usage": Reading("disk usage", "%", 1, 0, 0, ((85, 80), (95, 90)), 48, (
-        (40, climb, "disk", 1500), (1, wave, "disk", 60))),
+    "disk_usage": Reading("disk usage", "%", 1, 0, 0, (85, 95), 48, ((40, climb, "disk", 1500), (1, wave, "disk", 60))),
     "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, (), 30e3, ((15e4, wave, "in", 50), (9e6, burst, "in", 75))),
     "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, (), 15e3, ((9e4, wave, "out", 65), (5e6, burst, "out", 120))),
-    "temperature": Reading("temperature", "°C", 1, 0.006, 9, ((75, 68), (85, 78)), 36, (
+    "temperature": Reading("temperature", "°C", 1, 0.006, 9, (75, 85), 36, (
         (16, wave, "work", 170), (6, wave, "room", 400), (26, swell, "work", 110))),
-    "load_average": Reading("load average", "", 2, 0.03, 4, ((4, 3), (6, 4.5)), 0.2, (
+    "load_average": Reading("load average", "", 2, 0.03, 4, (4, 6), 0.2, (
         (2, wave, "work", 170), (2.4, swell, "work", 110), (3, swell, "disk", 310))),
 }
 
@@ -292,25 +291,21 @@ class Simulation:
     def __init__(self, seed: int = 0, interval: float = INTERVAL_SECONDS) -> None:
         """`interval` in seconds: the server's own, for an alert compares a tick with the one before."""
         self.seed, self.interval_ms = seed, round(interval * 1000)
-        self.check_ms = self.interval_ms * math.ceil(CHECK_SECONDS * 1000 / self.interval_ms)
+        self.check_ms = self.interval_ms * math.ceil(CHECK_MS / self.interval_ms)
 
     def events_at(self, tick: int) -> list[Event]:
         """A metric event for each of READINGS, in their order, then the alerts of the tick."""
         metrics = [metric(name, value_at(self.seed, name, tick), kind.unit) for name, kind in READINGS.items()]
         return [*metrics, *self._threshold_alerts(tick), *self._system_alerts(tick)]
 
-    def is_high(self, name: str, tick: int, at: float, below: float) -> bool:
-        """Whether a threshold counts as crossed: as the last reading outside its band has it. So nothing flaps."""
-        for moment in range(tick, tick - LOOK_BACK_CHECKS * self.check_ms, -self.check_ms):
-            value = value_at(self.seed, name, moment)
-            if not below <= value < at:
-                return value >= at
-        return False
+    def severity(self, name: str, tick: int) -> int:
+        """How many of its thresholds a metric has crossed, now or within the last CALM_MS."""
+        worst = max(value_at(self.seed, name, moment) for moment in range(tick, tick - CALM_MS, -self.check_ms))
+        return sum(worst >= threshold for threshold in READINGS[name].thresholds)
 
     def _threshold_alerts(self, tick: int) -> Iterator[Event]:
         for name, kind in READINGS.items() if tick % self.check_ms == 0 else ():
-            before, now = (sum(self.is_high(name, moment, *threshold) for threshold in kind.thresholds)
-                           for moment in (tick - self.check_ms, tick))
+            before, now = self.severity(name, tick - self.check_ms), self.severity(name, tick)
             reading = f"{value_at(self.seed, name, tick):.{kind.digits}f} {kind.unit}".rstrip()
             if now > before:
                 level, word = (("warning", "High"), ("error", "Critical"))[now - 1]
