@@ -26,7 +26,6 @@ Words:
     event ID    <tick>-<number within the tick>: ordered, and the same in every server with the same seed and interval
     batch       the events of one tick, or a single event published between two ticks
     frame       the bytes of one or more whole events: what one write sends
-    audience    the subscriptions that share a filter, and so every live frame
 
 Deliberate choices:
 
@@ -43,6 +42,7 @@ from __future__ import annotations
 import _thread
 import argparse
 import base64
+import errno
 import hashlib
 import json
 import logging
@@ -62,15 +62,15 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 logger = logging.getLogger("sse_dashboard")
 
@@ -118,10 +118,6 @@ LEVELS = ("info", "success", "warning", "error")
 to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def now_ms() -> float:
-    return time.time() * 1000
-
-
 def timestamp(milliseconds: float) -> str:
     """Unix milliseconds as RFC 3339 writes them, in UTC."""
     seconds, rest = divmod(int(milliseconds), 1000)
@@ -137,15 +133,13 @@ class Event:
 
     type: str
     fields: Mapping[str, Any]
-    json: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.type, str) or not re.fullmatch(r"[^\r\n\0]+", self.type):
             raise ValueError(f"an event's type is one line of text, not empty and without NUL; this is {self.type!r}")
         if {"type", "timestamp"} & self.fields.keys():
             raise ValueError("an event's own fields are not called `type` or `timestamp`: publishing adds those")
-        object.__setattr__(self, "json", to_json({"type": self.type, **self.fields}))
-        self.json.encode()  # raises for half a surrogate pair
+        self.encode("")
 
     @property
     def topic(self) -> str:
@@ -157,8 +151,9 @@ class Event:
 
         JSON escapes line breaks (WHATWG HTML, "Parsing an event stream": U+2028 is none), so the data is one line. The ID
         comes last: a client that takes an ID as it reads it cannot have that of an event which was cut short."""
-        end = f"\nid: {event_id}\n\n" if event_id else "\n\n"
-        return f'event: {self.type}\ndata: {self.json[:-1]}, "timestamp": "{moment}"}}{end}'.encode()
+        data = to_json({"type": self.type, **self.fields, "timestamp": moment})
+        last = f"id: {event_id}\n" if event_id else ""
+        return f"event: {self.type}\ndata: {data}\n{last}\n".encode()
 
 
 def metric(name: str, value: float, unit: str = "") -> Event:
@@ -193,15 +188,8 @@ class Source(Protocol):
         """The events of a tick, in Unix milliseconds. Called in the generator thread, for the history in the main thread."""
 
 
-def is_replayable(source: Source) -> bool:
-    return bool(getattr(source, "replayable", False))
-
-
 # --------------------------------------------------------------------- Simulation: a machine as a function of time ----
-# Every curve is a function of the seed and the time (seconds), and of nothing else. A shape runs between 0 and 1, and
-# metrics whose parts have the same cause rise and fall together.
-
-Shape = Callable[[int, str, float, float], float]
+# Every curve is a function of the seed and the time, and of nothing else.
 
 
 @lru_cache(maxsize=8192)
@@ -211,28 +199,10 @@ def chance(*key: object) -> float:
 
 
 def wave(seed: int, cause: str, period: float, at: float) -> float:
-    """Wanders: takes a new direction every `period` seconds."""
+    """Wanders between 0 and 1: takes a new direction every `period` seconds."""
     slot, phase = divmod(at / period, 1)
     here, there = chance(seed, cause, period, slot), chance(seed, cause, period, slot + 1)
     return here + (there - here) * phase * phase * (3 - 2 * phase)
-
-
-def climb(seed: int, cause: str, period: float, at: float) -> float:
-    """Climbs for `period` seconds to a random height, and in the last part of them falls back."""
-    slot, phase = divmod(at / period, 1)
-    return (0.6 + 0.4 * chance(seed, cause, period, slot)) * min(phase / 0.97, (1 - phase) / 0.03)
-
-
-def burst(seed: int, cause: str, period: float, at: float, rise: float = 3.0) -> float:
-    """Mostly 0: once in `period` seconds it leaps, within `rise` seconds, to a random height, and fades."""
-    height = 0.0
-    for slot in (at // period - 1, at // period):
-        if (age := (at / period - slot - chance(seed, cause, "start", slot)) * period / rise) > 0:
-            height += chance(seed, cause, "height", slot) * (2 * age / (1 + age * age)) ** 2
-    return min(1.0, height)
-
-
-swell: Shape = partial(burst, rise=15.0)  # a burst as something slow feels it
 
 
 class Reading(NamedTuple):
@@ -245,21 +215,19 @@ class Reading(NamedTuple):
     lag: float  # seconds behind the causes of its parts
     thresholds: tuple[float, ...]  # warning, error
     base: float
-    parts: tuple[tuple[float, Shape, str, float], ...]  # height, shape, cause, period in seconds
+    parts: tuple[tuple[float, int, str, float], ...]  # height, power, cause, period: a high power of a wave is a rare peak
 
 
 READINGS = {
     "cpu_usage": Reading("CPU usage", "%", 1, 0.08, 0, (85, 95), 4, (
-        (40, wave, "work", 170), (18, wave, "work", 41), (50, burst, "work", 110))),
-    "memory_usage": Reading("memory usage", "%", 1, 0.004, 2, (85, 95), 36, (
-        (44, climb, "memory", 420), (3, wave, "memory", 29), (10, swell, "work", 110))),
-    "disk_usage": Reading("disk usage", "%", 1, 0, 0, (85, 95), 48, ((40, climb, "disk", 1500), (1, wave, "disk", 60))),
-    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, (), 30e3, ((15e4, wave, "in", 50), (9e6, burst, "in", 75))),
-    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, (), 15e3, ((9e4, wave, "out", 65), (5e6, burst, "out", 120))),
+        (48, 1, "work", 170), (12, 1, "work", 31), (60, 9, "jobs", 37))),
+    "memory_usage": Reading("memory usage", "%", 1, 0.004, 2, (85, 95), 34, ((54, 1, "memory", 240), (10, 4, "jobs", 37))),
+    "disk_usage": Reading("disk usage", "%", 1, 0, 0, (85, 95), 48, ((44, 1, "disk", 900), (1, 1, "disk", 60))),
+    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, (), 30e3, ((15e4, 1, "in", 50), (9e6, 12, "in", 20))),
+    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, (), 15e3, ((9e4, 1, "out", 65), (5e6, 14, "out", 23))),
     "temperature": Reading("temperature", "°C", 1, 0.006, 9, (75, 85), 36, (
-        (16, wave, "work", 170), (6, wave, "room", 400), (26, swell, "work", 110))),
-    "load_average": Reading("load average", "", 2, 0.03, 4, (4, 6), 0.2, (
-        (2, wave, "work", 170), (2.4, swell, "work", 110), (3, swell, "disk", 310))),
+        (24, 1, "work", 170), (6, 1, "room", 400), (28, 4, "jobs", 37))),
+    "load_average": Reading("load average", "", 2, 0.03, 4, (4, 6), 0.2, ((2.6, 1, "work", 170), (3.6, 5, "jobs", 37))),
 }
 
 # One of each level falls into every stretch of so many seconds: some two a minute, every level within ten minutes.
@@ -276,7 +244,7 @@ def value_at(seed: int, name: str, tick: int) -> float:
     """The reading of a metric: finite, rounded, not below zero, and a percentage not above 100."""
     kind = READINGS[name]
     at = tick / 1000 - kind.lag
-    value = kind.base + sum(height * shape(seed, cause, period, at) for height, shape, cause, period in kind.parts)
+    value = kind.base + sum(height * wave(seed, cause, period, at) ** power for height, power, cause, period in kind.parts)
     value *= 1 + kind.noise * (2 * chance(seed, name, tick) - 1)
     return round(min(value, 100.0) if kind.unit == "%" else value, kind.digits or None)
 
@@ -300,7 +268,7 @@ class Simulation:
 
     def severity(self, name: str, tick: int) -> int:
         """How many of its thresholds a metric has crossed, now or within the last CALM_MS."""
-        worst = max(value_at(self.seed, name, moment) for moment in range(tick, tick - CALM_MS, -self.check_ms))
+        worst = max(value_at(self.seed, name, moment) for moment in range(tick, tick - CALM_MS - self.check_ms, -self.check_ms))
         return sum(worst >= threshold for threshold in READINGS[name].thresholds)
 
     def _threshold_alerts(self, tick: int) -> Iterator[Event]:
@@ -335,8 +303,7 @@ class Entry(NamedTuple):
     wire: bytes
 
 
-@dataclass(frozen=True)
-class Filter:
+class Filter(NamedTuple):
     """What a client wants to see. Clients with equal filters share every frame."""
 
     types: frozenset[str] | None = None  # of events; None: all, and this server's `status` with them
@@ -350,6 +317,7 @@ class Filter:
         return carried and entry.id > self.after and (not wanted or entry.topic in wanted)
 
 
+EVERYTHING = Filter()
 REASONS = {  # how a stream, or a connection that never got one, came to its end
     "closed": "the client left", "slow": "its queue was full", "stalled": "it took nothing for SEND_TIMEOUT_SECONDS",
     "refused": "there was no place", "lapsed": "ticks were skipped", "failed": "a hook raised", "shutdown": "the server ended",
@@ -361,17 +329,16 @@ class Subscription(queue.Queue["bytes | None"]):
 
     Any thread may call `offer` and `end`, which never block; `get` and `frames` belong to the client's thread, and block it.
     With writers that never wait and a single reader, one lock to sleep on does for the three conditions of the base class,
-    which would cost a fifth of the CPU for each frame; its put() and join() do not work here."""
+    which would cost a fifth of the CPU for each frame; so of its methods get() alone, without arguments, and qsize() work."""
 
-    def __init__(self, hang_up: Callable[[], None]) -> None:
+    def __init__(self, hang_up: Callable[[], None], wanted: Filter = EVERYTHING) -> None:
         """`hang_up` cuts the client's connection, from any thread, without blocking."""
         self.maxsize, self.mutex, self.queue = QUEUE_FRAMES, threading.Lock(), deque()
-        self._bell = threading.Lock()  # held until a writer releases it: there may be something to read
-        self._bell.acquire()
-        self._hang_up = hang_up
+        self._bell = threading.Lock()  # released by a writer behind its append, so that who wakes finds the frame; one
+        self._bell.acquire()  # ... that was released for a frame already taken costs one more look
+        self._hang_up, self.wanted = hang_up, wanted
         self.opening: Iterator[bytes] = iter(())  # the frames that come before the live ones
         self.reason = ""  # why it ended, once it has
-        self.events = 0  # written so far
 
     def offer(self, frame: bytes | None) -> None:
         """Queues a frame. A client whose queue is full is too slow: it is cut, and may resume by its last event ID."""
@@ -400,13 +367,10 @@ class Subscription(queue.Queue["bytes | None"]):
 
     def frames(self) -> Iterator[bytes]:
         """What to write, in order, until the end."""
-        for frame in chain(self.opening, iter(self.get, None)):
-            yield frame
-            self.events += frame.count(b"\ndata: ")
+        return chain(self.opening, iter(self.get, None))
 
 
 # ----------------------------------------------------------------- Broadcaster: event IDs, history, fan-out, resume ----
-
 
 class Broadcaster:
     """Gives every event its ID, holds the history, and hands every event to all whose filter it passes.
@@ -416,9 +380,9 @@ class Broadcaster:
 
     def __init__(self, interval: float = INTERVAL_SECONDS, history: float = HISTORY_SECONDS) -> None:
         """Both in seconds."""
-        self.interval_ms, self.history_ms = round(interval * 1000), round(history * 1000)
-        if self.interval_ms < 1 or self.history_ms < 0:
+        if not (0.001 <= interval < math.inf and 0 <= history < math.inf):
             raise ValueError(f"an interval is at least 0.001 s and a history 0 s, not {interval!r} and {history!r}")
+        self.interval_ms, self.history_ms = round(interval * 1000), round(history * 1000)
         self._started_at = time.monotonic()
         # Guards everything below. Publishing offers while it holds this, which is safe because offer() never blocks.
         self._lock = threading.RLock()
@@ -427,7 +391,7 @@ class Broadcaster:
         self._history: list[tuple[Entry, ...]] = []  # batches, ordered by ID
         self._last: EventID = (0, 0)  # the newest ID; (tick, 0) after a tick without events
         self._gone: EventID = (0, 0)  # what came up to this ID is no longer held, or never was
-        self._audiences: dict[Filter, set[Subscription]] = {}
+        self._subscriptions: set[Subscription] = set()
         self._closed = False
 
     def advance(self, ticks: Iterable[tuple[int, Iterable[Event]]], live: bool = True, gap: bool = False) -> None:
@@ -438,7 +402,8 @@ class Broadcaster:
             if gap:
                 self._history.clear()
                 self._last = (0, 0)
-                self._end_all("lapsed")
+                for subscription in self._subscriptions:
+                    subscription.end("lapsed")
             entries = [entry for tick, events in ticks for entry in self._remember(tick, 1, events)]
             if live:
                 self._fan_out(entries, self._status(self._last[0]))
@@ -452,53 +417,51 @@ class Broadcaster:
                 raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}: nobody is there to hear of it")
             tick, number = self._last
             # Counted by the microseconds since the tick, so that a restart in between does not give a number again.
-            elapsed = int(1000 * min(now_ms() - tick, self.interval_ms))
+            elapsed = int(1000 * min(time.time() * 1000 - tick, self.interval_ms))
             self._fan_out(self._remember(tick, max(number + 1, elapsed), [event]))
 
     def close(self) -> None:
         """Ends every stream, and each that is yet to come."""
         with self._lock:
             self._closed = True
-            self._end_all("shutdown")
+            for subscription in self._subscriptions:
+                subscription.end("shutdown")
 
     @contextmanager
-    def subscribe(self, wanted: Filter = Filter(), last_event_id: str = "", history: float = NEWEST_SECONDS,
+    def subscribe(self, wanted: Filter = EVERYTHING, last_event_id: str = "", history: float = NEWEST_SECONDS,
                   hang_up: Callable[[], None] = lambda: None) -> Iterator[Subscription]:
         """A subscription for the length of a `with` block.
 
         It begins with the reconnection time, and on a stream of all with a `status`. Then come exactly the events after the
         last event ID; without one, those of the last `history` seconds, if nothing else is said of the newest tick. An ID that
         is older than what is held, or that no server can have sent, is answered by a `reset` event and all that is held."""
-        subscription = Subscription(hang_up)
         with self._lock:
             reset, after = self._position(last_event_id, history)
-            audible = replace(wanted, after=after)
-            missed = self._history[bisect_right(self._history, after, key=lambda batch: batch[-1].id) :]
-            live = audible if after > self._last else wanted
-            self._audiences.setdefault(live, set()).add(subscription)
+            missed = iter(self._history[bisect_right(self._history, after, key=lambda batch: batch[-1].id) :])
+            audible = wanted._replace(after=after)
+            subscription = Subscription(hang_up, audible if after > self._last else wanted)
+            self._subscriptions.add(subscription)
             opening = f"retry: {random.randint(*RETRY_MS)}\n\n".encode()
             if reset:
-                opening += Event("reset", {"reason": reset}).encode(timestamp(now_ms()))
+                opening += Event("reset", {"reason": reset}).encode(timestamp(time.time() * 1000))
             if wanted.types is None:
-                opening += self._status(now_ms())
+                opening += self._status(time.time() * 1000)
             if self._closed:
                 subscription.end("shutdown")
-        # History is shared, not copied: a handful of events is joined when it is about to be written.
+        # History is shared, not copied: a handful of events is joined when it is about to be written, and then let go.
         passing = (entry.wire for batch in missed for entry in batch if audible.passes(entry))
         subscription.opening = chain([opening], iter(lambda: b"".join(islice(passing, REPLAY_EVENTS)), b""))
         try:
             yield subscription
         finally:
             with self._lock:
-                self._audiences[live].remove(subscription)
-                if not self._audiences[live]:
-                    del self._audiences[live]
+                self._subscriptions.remove(subscription)
 
     def snapshot(self) -> dict[str, Any]:
         """What is true of it now: uptime in seconds, open event streams, events published, and the newest ID."""
         with self._lock:
             return {"uptime_seconds": round(time.monotonic() - self._started_at, 1),
-                    "connections": sum(map(len, self._audiences.values())), "events_published": self.events_published,
+                    "connections": len(self._subscriptions), "events_published": self.events_published,
                     "last_event_id": "-".join(map(str, self._history[-1][-1].id)) if self._history else ""}
 
     # What follows is called with the lock held.
@@ -521,26 +484,22 @@ class Broadcaster:
         return batch
 
     def _fan_out(self, entries: Sequence[Entry], status: bytes = b"") -> None:
-        """Offers each audience its frame, made once; an audience whose filter raises misses it."""
+        """Offers each subscription the frame of its filter, made once; who has a filter that raises misses it."""
         self.events_published += len(entries)
-        offered = 0
-        for wanted, audience in self._audiences.items():
-            try:
-                frame = b"".join([entry.wire for entry in entries if wanted.passes(entry)])
-            except Exception:
-                logger.exception("%r raised: its subscribers miss %d events", wanted, len(entries))
-                continue
-            if wanted.types is None:
-                frame += status
-            for subscription in audience if frame else ():
+        frames: dict[Filter, bytes] = {}
+        for number, subscription in enumerate(self._subscriptions, 1):
+            if (wanted := subscription.wanted) not in frames:
+                try:
+                    frames[wanted] = b"".join([entry.wire for entry in entries if wanted.passes(entry)])
+                except Exception:
+                    logger.exception("%r raised: its subscribers miss %d events", wanted, len(entries))
+                    frames[wanted] = b""
+                if wanted.types is None:
+                    frames[wanted] += status
+            if frame := frames[wanted]:
                 subscription.offer(frame)
-                offered += 1
-                if offered % CLIENTS_AT_ONCE == 0:
-                    time.sleep(REST_SECONDS)
-
-    def _end_all(self, reason: str) -> None:
-        for subscription in chain(*self._audiences.values()):
-            subscription.end(reason)
+            if number % CLIENTS_AT_ONCE == 0:
+                time.sleep(REST_SECONDS)
 
     def _position(self, last_event_id: str, history: float) -> tuple[str, EventID]:
         """Why a client must start over ("" if it need not), and the ID after which its events begin."""
@@ -548,7 +507,7 @@ class Broadcaster:
             return "", min(self._last, (self._last[0] - round(history * 1000), sys.maxsize))
         found = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})", last_event_id)
         after = (int(found[1]), int(found[2])) if found else None
-        if after is None or after[0] > max(now_ms(), self._last[0]) + FUTURE_SECONDS * 1000:
+        if after is None or after[0] > max(time.time() * 1000, self._last[0]) + FUTURE_SECONDS * 1000:
             return "unknown", self._gone
         return ("expired", self._gone) if after < self._gone else ("", after)
 
@@ -560,7 +519,6 @@ class Broadcaster:
 
 # ------------------------------------------------------------------------------------------ Generator thread: time ----
 
-
 class Generator:
     """Publishes the events of all sources at every tick, in its own thread, for the length of a `with` block.
 
@@ -568,16 +526,20 @@ class Generator:
     events of that tick are left out. Ticks that are late, after a pause of the process or a nap of the laptop, are made up
     for; after a pause too long for that every client is told to start over."""
 
-    def __init__(self, broadcaster: Broadcaster, sources: Iterable[Source]) -> None:
-        # The replayable first: so their events have the same numbers when history is filled from them alone.
-        self._sources = sorted(sources, key=is_replayable, reverse=True)
+    def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
+        self.replayable = [source for source in sources if getattr(source, "replayable", False)]
+        self.others = [source for source in sources if not getattr(source, "replayable", False)]
         self._broadcaster = broadcaster
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._epoch = 0.0  # when, in Unix seconds, the steady clock was at zero
-        self._next = 0  # the tick to be published next: at the start all that can be made up for is late
+        self._next = 0  # the tick to be published next
 
     def __enter__(self) -> Generator:
+        interval = self._broadcaster.interval_ms
+        self._next = self._steady_ms() // interval * interval
+        if self.replayable:  # or nobody can tell of the past
+            self._next -= max(0, self._broadcaster.history_ms - 1) // interval * interval
         self._publish_due(live=False)
         self._thread.start()
         return self
@@ -607,14 +569,15 @@ class Generator:
             self._next = oldest // interval * interval + interval
         if due := range(self._next, now + 1, interval):
             self._next = due[-1] + interval
-            ticks = [(tick, self._events(tick, live and tick == due[-1])) for tick in due]
-            self._broadcaster.advance(ticks, live, gap and live)
+            # The replayable first: so their events have the same numbers where history is filled from them alone.
+            ticks = [(tick, self._events(tick, self.replayable + self.others * (live and tick == due[-1]))) for tick in due]
+            self._broadcaster.advance(ticks, live, gap)
 
-    def _events(self, tick: int, live: bool) -> list[Event]:
+    def _events(self, tick: int, sources: Iterable[Source]) -> list[Event]:
         events: list[Event] = []
-        for source in self._sources:
+        for source in sources:
             try:
-                found = list(source.events_at(tick)) if live or is_replayable(source) else []
+                found = list(source.events_at(tick))
                 if strangers := [event for event in found if not isinstance(event, Event)]:
                     raise TypeError(f"a source gives events, as metric() and alert() make them, not {strangers[0]!r}")
                 events += found
@@ -630,6 +593,7 @@ STREAMS: dict[str, frozenset[str] | None] = {
     "/api/events/alerts": frozenset({"alert"}),
     "/api/events/all": None,
 }
+ORIGIN = r"\Ahttps?://([^/?\[\]]|\[[^/?\[\]]+\])+/?"  # before the path of a target in absolute form
 ROUTES = ("/", "/api/status", *STREAMS)
 METHODS = "GET, HEAD, OPTIONS"
 PREFLIGHT = {"Access-Control-Allow-Methods": METHODS, "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control"}
@@ -649,8 +613,9 @@ def load_page(path: Path) -> tuple[bytes, dict[str, str]]:
     body = path.read_bytes()
     policy = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     for tag in ("script", "style"):
+        policy += f"; {tag}-src"
         for text in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), body, re.DOTALL):
-            policy += f"; {tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+            policy += f" 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
     return body, {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, "Cache-Control": "no-cache",
                   "Referrer-Policy": "no-referrer", "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
 
@@ -660,12 +625,13 @@ class Problem(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the one request of a connection, in that connection's thread. It has no state of its own."""
+    """Answers the one request of a connection, in that connection's thread. A stream it only prepares."""
 
     server: DashboardServer
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # so that an answer to garbage has a status line
     requestline, command, request_version = "", "", "HTTP/1.1"  # for an answer before the request is read
+    stream: Callable[[], None] | None = None  # what the server calls when this handler is done
 
     def handle(self) -> None:
         """Reads the request and answers it. Every error is answered here, also that the house is full."""
@@ -679,7 +645,8 @@ class Handler(BaseHTTPRequestHandler):
             if self.parse_request():
                 self.answer()
         except Problem as problem:
-            self.send_problem(*problem.args)
+            status, sentence, *headers = problem.args
+            self.respond(status, JSON | dict(*headers), f"{to_json({'error': sentence})}\n".encode())
 
     def answer(self) -> None:
         """The one way of every request that could be parsed, whatever its method. Raises Problem."""
@@ -698,44 +665,36 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/status":
             self.respond(200, JSON | {"Cache-Control": "no-store"}, f"{to_json(self.server.status())}\n".encode())
         else:
-            self.send_stream(path, query)
+            self.prepare_stream(path, query)
 
     def target(self) -> tuple[str, dict[str, list[str]]]:
         """The path and the query, of a target in origin or absolute form (RFC 9112, 3.2). Raises Problem."""
-        self.request_version = max(self.request_version, "HTTP/1.0")  # an answer in HTTP/0.9 would have no status line
         fields = self.headers.items()
         if self.headers.defects or any(name != name.strip() or re.search(r"[\0\r\n]", value) for name, value in fields):
             raise Problem(400, "A header field is one line: a name, a colon, a value.")
         if self.request_version != "HTTP/1.0" and len(self.headers.get_all("Host", [])) != 1:
             raise Problem(400, "A request has exactly one Host header field.")
-        with suppress(ValueError):
-            url = urlsplit("/" if self.path == "*" and self.command == "OPTIONS" else self.path)
-            path = unquote(url.path) or "/"
-            if url.scheme in ("", "http", "https") and path.startswith("/"):
-                return path, parse_qs(url.query, keep_blank_values=True)
-        raise Problem(400, "The target of a request is a path of this server.")
+        target = "/" if self.path == "*" and self.command == "OPTIONS" else self.path
+        path, _, query = re.sub(ORIGIN, "/", target, count=1, flags=re.IGNORECASE).partition("?")
+        if not path.startswith("/"):
+            raise Problem(400, "The target of a request is a path of this server.")
+        return unquote(path), parse_qs(query, keep_blank_values=True)
 
-    def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
-        """Streams events until the client leaves or the server ends it. Raises Problem, but sends nothing then."""
+    def prepare_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
+        """Sends the head of a stream, and leaves the rest to the server. Raises Problem, but sends nothing then."""
         names = self.server.broadcaster.metric_names if self.server.names_are_known else None
         wanted = Filter(STREAMS[path], self.choice(query, "name", names), self.choice(query, "level", LEVELS))
-        history = query.get("history", [""])[-1] or str(NEWEST_SECONDS)
-        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
+        history = query.get("history", [""])[-1]
+        if history and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
             raise Problem(400, "The parameter history is a number of seconds.")
         last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t") or query.get("lastEventId", [""])[-1]
         if re.search(r"[\0-\x1f\x7f]", last_event_id):
             raise Problem(400, "An event ID has no control characters.")
         self.respond(200, EVENT_STREAM | PUBLIC)
-        if self.command == "HEAD":
-            return
-        # A stream may last for days; what only its request needed goes now: some KiB a client.
-        self.rfile.close()
-        self.rfile = self.wfile  # for finish(), which closes it again
-        del self.headers, self.requestline, self.raw_requestline, self.path
-        subscribing = self.server.broadcaster.subscribe(wanted, last_event_id, float(history), partial(hang_up, self.connection))
-        with subscribing as subscription, self.server.watching(self.connection, self.client_address[0], path, subscription):
-            for frame in subscription.frames():
-                self.connection.sendall(frame)
+        if self.command != "HEAD":
+            seconds = float(history) if history else NEWEST_SECONDS
+            subscribing = self.server.broadcaster.subscribe(wanted, last_event_id, seconds, partial(hang_up, self.connection))
+            self.stream = partial(self.server.stream, self.connection, self.client_address[0], path, subscribing)
 
     def choice(self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str] | None) -> frozenset[str]:
         """The values of a filter, given several times or with commas. Raises Problem for one that is not allowed."""
@@ -746,6 +705,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def respond(self, status: int, headers: Mapping[str, str], body: bytes | None = None) -> None:
         """A whole answer, or the head of a stream. HEAD gets the same headers and no body (RFC 9110, 9.3.2)."""
+        self.request_version = max(self.request_version, "HTTP/1.0")  # or the answer would have no status line
         self.send_response(status)
         for name, value in {**headers, "X-Content-Type-Options": "nosniff", "Connection": "close"}.items():
             self.send_header(name, value)
@@ -755,12 +715,9 @@ class Handler(BaseHTTPRequestHandler):
         if body and self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_problem(self, status: int, sentence: str, headers: Mapping[str, str] = {}) -> None:
-        self.respond(status, {**JSON, **headers}, f"{to_json({'error': sentence})}\n".encode())
-
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class calls for a request that it cannot parse. Its message quotes the client; ours does not."""
-        self.send_problem(code, f"{self.responses[code][0]}.")
+        raise Problem(code, f"{self.responses[code][0]}.")
 
     def handle_expect_100(self) -> bool:
         return True  # no body is wanted: the final answer comes at once
@@ -810,26 +767,24 @@ class DashboardServer(ThreadingHTTPServer):
         """`interval` and `history` in seconds. Without `sources` it shows the simulation; port 0 is any free one."""
         self.page = load_page(Path(__file__).with_name("index.html"))
         self.broadcaster = Broadcaster(interval, history)
-        self.publish = self.broadcaster.publish  # from any thread, while it serves
         self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
         if any(isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms for one in self.sources):
             raise ValueError(f"the server's interval is {interval} s, its simulation's is another: its alerts would be wrong")
-        # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
-        self.names_are_known = bool(self.sources) and all(map(is_replayable, self.sources))
         self.generator = Generator(self.broadcaster, self.sources)
+        # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
+        self.names_are_known = bool(self.generator.replayable) and not self.generator.others
         self.max_clients = max_clients
-        # Guards the books below; notified when a connection is done.
+        # Guards the books below, but for a new deadline of a connection that is in them; notified when one is done.
         self._books = threading.Condition()
         self.deadlines: dict[socket.socket, float] = {}  # of every open connection: when it must be done
         self.refused: dict[socket.socket, None] = {}  # those among them that have no place, oldest first
-        self._watched = selectors.DefaultSelector()  # those of streams: readable when the peer closes
         self._ended = dict.fromkeys(REASONS, 0)
         self._watch_at = 0.0
         self._starved = False
         self._down = threading.Event()
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, _, _, _, address = found[0]
-        super().__init__((str(address[0]), int(address[1])), Handler)
+        super().__init__((str(address[0]), port), Handler)
 
     def server_bind(self) -> None:
         """Takes the port, without the base class's look-up of the host's full name, which can last half a minute."""
@@ -847,6 +802,7 @@ class DashboardServer(ThreadingHTTPServer):
 
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(self.max_clients + SPARE_DESCRIPTORS, hard)), hard))
+        self._watched = selectors.DefaultSelector()  # the sockets of streams: readable when the peer closes
         self.generator.__enter__()
         threading.Thread(target=self._serve, name="serve", daemon=True).start()
         return self
@@ -864,6 +820,10 @@ class DashboardServer(ThreadingHTTPServer):
         while not self._down.wait(SIGNAL_SECONDS):
             pass
 
+    def publish(self, event: Event) -> None:
+        """Publishes one event at once, from any thread. Raises TypeError for anything else, RuntimeError when not serving."""
+        self.broadcaster.publish(event)
+
     def __exit__(self, *_: object) -> None:
         """The one way down: no more ticks, no more clients, every stream to its end, and then whoever is left is cut."""
         self.generator.__exit__(None, None, None)
@@ -876,9 +836,10 @@ class DashboardServer(ThreadingHTTPServer):
             for connection in self.deadlines:
                 hang_up(connection)
             self._books.wait_for(lambda: not self.deadlines, HANG_UP_SECONDS)
+            self._watched.close()
 
-    # The life of a connection. In the serve thread: get_request, process_request. In its own, process_request_thread: a
-    # Handler reads the request and calls answer(), which may stream within watching(); then shutdown_request.
+    # The life of a connection. In the serve thread: get_request, process_request. In its own: finish_request, where a Handler
+    # answers, or prepares a stream; that begins when the handler is gone with what only the request needed. Then close_request.
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accepts a connection. Without a descriptor for it, waits a little: serve_forever() would try again at once."""
@@ -887,10 +848,11 @@ class DashboardServer(ThreadingHTTPServer):
             self._starved = False
             return accepted
         except OSError as problem:
-            if not self._starved:
-                logger.error("cannot accept connections for now: %s", problem.strerror)
-            self._starved = True
-            self._down.wait(ACCEPT_PAUSE_SECONDS)
+            if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if not self._starved:
+                    logger.error("cannot accept connections for now: %s", problem.strerror)
+                self._starved = True
+                self._down.wait(ACCEPT_PAUSE_SECONDS)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -905,41 +867,45 @@ class DashboardServer(ThreadingHTTPServer):
         try:
             # Not a threading.Thread: its object costs memory for each client, and its start() waits for the new thread.
             _thread.start_new_thread(self.process_request_thread, (request, client_address))
-        except RuntimeError:  # there is no thread for it: shutdown_request(), called next in this one, must not wait
+        except RuntimeError:  # there is no thread for it: close_request(), called next in this one, must not wait
             hang_up(request)
             raise
 
-    @contextmanager
-    def watching(self, connection: socket.socket, address: str, path: str, subscription: Subscription) -> Iterator[None]:
-        """Ends the stream that is written in the `with` block when its client leaves; says how it ended."""
-        started_at = time.monotonic()
-        with self._books:
-            self.deadlines[connection] = math.inf
-            self._watched.register(connection, selectors.EVENT_READ, subscription)
-        try:
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if stream := Handler(request, client_address, self).stream:
+            stream()
+
+    def stream(self, connection: socket.socket, address: str, path: str,
+               subscribing: AbstractContextManager[Subscription]) -> None:
+        """Writes a stream until its client leaves, or it is ended. Blocks; in the client's thread."""
+        started_at, events = time.monotonic(), 0
+        with subscribing as subscription:
+            with self._books, suppress(ValueError):  # closed: this thread came late to the end
+                self.deadlines[connection] = math.inf
+                self._watched.register(connection, selectors.EVENT_READ, subscription)
             try:
                 self.stream_opened(address, path)
-            except OSError as problem:  # not to be taken for the client's departure
-                raise RuntimeError("stream_opened() raised") from problem
-            yield
-        except OSError as problem:
-            subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
-        except BaseException:
-            subscription.end("failed")
-            raise
-        finally:
-            with self._books:
-                self._watched.unregister(connection)
-                self._ended[subscription.reason] += 1
-            self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, subscription.events)
+                for frame in subscription.frames():
+                    try:
+                        connection.sendall(frame)
+                    except OSError as problem:
+                        subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
+                        break
+                    events += frame.count(b"\ndata: ")
+            except BaseException:
+                logger.exception("the stream of %s failed", address)
+                subscription.end("failed")
+            finally:
+                with self._books, suppress(KeyError):  # closed, too
+                    self._ended[subscription.reason] += 1
+                    self._watched.unregister(connection)
+                self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
 
-    def shutdown_request(self, request: Any) -> None:
-        """Closes in two steps (RFC 9112, 9.6): with unread input, a plain close would take the response with it."""
-        with suppress(OSError):
-            request.shutdown(socket.SHUT_WR)
-            self.deadlines[request] = time.monotonic() + LINGER_SECONDS
-            while not self._down.is_set() and discard_input(request):
-                pass
+    def close_request(self, request: Any) -> None:
+        """Waits for the client to close as well (RFC 9112, 9.6): with unread input, a close would take the response with it."""
+        self.deadlines[request] = time.monotonic() + LINGER_SECONDS
+        while not self._down.is_set() and discard_input(request):
+            pass
         request.close()
         with self._books:
             self.deadlines.pop(request, None)
@@ -980,7 +946,6 @@ class DashboardServer(ThreadingHTTPServer):
 
 
 # --------------------------------------------------------------------------------------------------- Command line ----
-
 
 def number(kind: Callable[[str], float], low: float, high: float, text: str) -> float:
     """What argparse calls for the text of an option: a number within a range."""
@@ -1032,7 +997,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except (OSError, UnicodeError) as problem:  # UnicodeError: the host is no name
-        advice = "index.html belongs beside sse_dashboard.py" if getattr(problem, "filename", "") else "try another --host or --port"
+        missing = getattr(problem, "filename", None)
+        advice = "index.html belongs beside sse_dashboard.py" if missing else "try another --host or --port"
         print(f"cannot serve on {options.host!r} port {options.port}: {problem}; {advice}", file=sys.stderr)
     return 1
 
