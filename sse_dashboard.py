@@ -62,7 +62,7 @@ import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,10 +105,9 @@ RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
 SPARE_DESCRIPTORS = 128  # for what is no client: those who are refused, files, the listening socket, the selector
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
-WATCH_SECONDS = 0.5  # between two looks at all sockets: how soon a departure is noticed
+WATCH_SECONDS = 0.5  # between two looks at all sockets, and of the main thread for a signal: how soon either is noticed
 DRAIN_BYTES = 8 << 20  # of what a client sent unasked, thrown away in one look: more than a receive buffer holds
 
-SIGNAL_SECONDS = 0.5  # between two looks of the main thread for a signal
 DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued...
 HANG_UP_SECONDS = 0.3  # ... and for the threads that are then cut; before that, for a source that is still busy
 
@@ -157,10 +156,8 @@ class Event:
 
 
 def metric(name: str, value: float, unit: str = "") -> Event:
-    """A reading. The page draws a card and a line for any name, with its unit ("%", "B/s", "°C").
-
-    Raises TypeError for a name or a unit that is no text and a value that is no number, ValueError for a name that is
-    empty or has a comma and a value that is not finite."""
+    """A reading. The page draws a card and a line for any name, with its unit ("%", "B/s", "°C"). Raises TypeError for another
+    type than those, ValueError for a name that a filter could not ask for and a value that is not finite."""
     texts = isinstance(name, str) and isinstance(unit, str)
     if not texts or not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"a metric is a name, a number and a unit, not {name!r}, {value!r} and {unit!r}")
@@ -179,10 +176,8 @@ def alert(level: str, message: str, metric: str = "") -> Event:
 
 
 class Source(Protocol):
-    """Where events come from: the simulation, or a program's own.
-
-    One that has `replayable = True` promises that its events depend on the tick alone. The history is then filled from it
-    at the start, and a client that resumes over a restart misses nothing."""
+    """Where events come from: the simulation, or a program's own. One that has `replayable = True` promises that its events
+    depend on the tick alone: history is then filled from it at the start, and a resume over a restart misses nothing."""
 
     def events_at(self, tick: int) -> Iterable[Event]:
         """The events of a tick, in Unix milliseconds. Called in the generator thread, for the history in the main thread."""
@@ -250,9 +245,8 @@ def value_at(seed: int, name: str, tick: int) -> float:
 
 
 class Simulation:
-    """A machine whose events at a tick depend on the seed, the interval and the tick, on nothing that was before.
-
-    So a restarted server continues the same curves under the same IDs, and any tick can be asked for at any time."""
+    """A machine whose events at a tick depend on the seed, the interval and the tick, on nothing that was before. So a
+    restarted server continues the same curves under the same IDs, and any tick can be asked for at any time."""
 
     replayable = True
 
@@ -339,6 +333,7 @@ class Subscription(queue.Queue["bytes | None"]):
         self._hang_up, self.wanted = hang_up, wanted
         self.opening: Iterator[bytes] = iter(())  # the frames that come before the live ones
         self.reason = ""  # why it ended, once it has
+        self.events = 0  # written so far
 
     def offer(self, frame: bytes | None) -> None:
         """Queues a frame. A client whose queue is full is too slow: it is cut, and may resume by its last event ID."""
@@ -489,13 +484,11 @@ class Broadcaster:
         frames: dict[Filter, bytes] = {}
         for number, subscription in enumerate(self._subscriptions, 1):
             if (wanted := subscription.wanted) not in frames:
+                frames[wanted] = status if wanted.types is None else b""
                 try:
-                    frames[wanted] = b"".join([entry.wire for entry in entries if wanted.passes(entry)])
+                    frames[wanted] = b"".join([entry.wire for entry in entries if wanted.passes(entry)]) + frames[wanted]
                 except Exception:
                     logger.exception("%r raised: its subscribers miss %d events", wanted, len(entries))
-                    frames[wanted] = b""
-                if wanted.types is None:
-                    frames[wanted] += status
             if frame := frames[wanted]:
                 subscription.offer(frame)
             if number % CLIENTS_AT_ONCE == 0:
@@ -625,13 +618,12 @@ class Problem(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the one request of a connection, in that connection's thread. A stream it only prepares."""
+    """Answers the one request of a connection, in that connection's thread. It has no state of its own."""
 
     server: DashboardServer
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # so that an answer to garbage has a status line
     requestline, command, request_version = "", "", "HTTP/1.1"  # for an answer before the request is read
-    stream: Callable[[], None] | None = None  # what the server calls when this handler is done
 
     def handle(self) -> None:
         """Reads the request and answers it. Every error is answered here, also that the house is full."""
@@ -665,7 +657,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/status":
             self.respond(200, JSON | {"Cache-Control": "no-store"}, f"{to_json(self.server.status())}\n".encode())
         else:
-            self.prepare_stream(path, query)
+            self.send_stream(path, query)
 
     def target(self) -> tuple[str, dict[str, list[str]]]:
         """The path and the query, of a target in origin or absolute form (RFC 9112, 3.2). Raises Problem."""
@@ -680,8 +672,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Problem(400, "The target of a request is a path of this server.")
         return unquote(path), parse_qs(query, keep_blank_values=True)
 
-    def prepare_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
-        """Sends the head of a stream, and leaves the rest to the server. Raises Problem, but sends nothing then."""
+    def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
+        """Streams events until the client leaves or the server ends it. Raises Problem, but sends nothing then."""
         names = self.server.broadcaster.metric_names if self.server.names_are_known else None
         wanted = Filter(STREAMS[path], self.choice(query, "name", names), self.choice(query, "level", LEVELS))
         history = query.get("history", [""])[-1]
@@ -691,10 +683,21 @@ class Handler(BaseHTTPRequestHandler):
         if re.search(r"[\0-\x1f\x7f]", last_event_id):
             raise Problem(400, "An event ID has no control characters.")
         self.respond(200, EVENT_STREAM | PUBLIC)
-        if self.command != "HEAD":
-            seconds = float(history) if history else NEWEST_SECONDS
-            subscribing = self.server.broadcaster.subscribe(wanted, last_event_id, seconds, partial(hang_up, self.connection))
-            self.stream = partial(self.server.stream, self.connection, self.client_address[0], path, subscribing)
+        if self.command == "HEAD":
+            return
+        # A stream may last for days; what only its request needed goes now: some KiB a client.
+        self.rfile.close()
+        self.rfile = self.wfile  # for finish(), which closes it again
+        del self.headers, self.requestline, self.raw_requestline, self.path
+        subscribing = self.server.broadcaster.subscribe(wanted, last_event_id, float(history or NEWEST_SECONDS),
+                                                        partial(hang_up, self.connection))
+        with subscribing as subscription, self.server.watching(self.connection, self.client_address[0], path, subscription):
+            try:
+                for frame in subscription.frames():
+                    self.connection.sendall(frame)
+                    subscription.events += frame.count(b"\ndata: ")
+            except OSError as problem:
+                subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
 
     def choice(self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str] | None) -> frozenset[str]:
         """The values of a filter, given several times or with commas. Raises Problem for one that is not allowed."""
@@ -817,7 +820,7 @@ class DashboardServer(ThreadingHTTPServer):
     def wait(self) -> None:
         """Blocks until the server has ended, or a signal's exception comes up in the main thread."""
         # Python runs a signal's handler between two of its own steps: a wait without end could begin just after a signal.
-        while not self._down.wait(SIGNAL_SECONDS):
+        while not self._down.wait(WATCH_SECONDS):
             pass
 
     def publish(self, event: Event) -> None:
@@ -838,8 +841,8 @@ class DashboardServer(ThreadingHTTPServer):
             self._books.wait_for(lambda: not self.deadlines, HANG_UP_SECONDS)
             self._watched.close()
 
-    # The life of a connection. In the serve thread: get_request, process_request. In its own: finish_request, where a Handler
-    # answers, or prepares a stream; that begins when the handler is gone with what only the request needed. Then close_request.
+    # The life of a connection. In the serve thread: get_request, process_request. In its own, process_request_thread: a
+    # Handler reads the request and answers it, or streams within watching(); then close_request.
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accepts a connection. Without a descriptor for it, waits a little: serve_forever() would try again at once."""
@@ -871,35 +874,24 @@ class DashboardServer(ThreadingHTTPServer):
             hang_up(request)
             raise
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        if stream := Handler(request, client_address, self).stream:
-            stream()
-
-    def stream(self, connection: socket.socket, address: str, path: str,
-               subscribing: AbstractContextManager[Subscription]) -> None:
-        """Writes a stream until its client leaves, or it is ended. Blocks; in the client's thread."""
-        started_at, events = time.monotonic(), 0
-        with subscribing as subscription:
-            with self._books, suppress(ValueError):  # closed: this thread came late to the end
-                self.deadlines[connection] = math.inf
-                self._watched.register(connection, selectors.EVENT_READ, subscription)
-            try:
-                self.stream_opened(address, path)
-                for frame in subscription.frames():
-                    try:
-                        connection.sendall(frame)
-                    except OSError as problem:
-                        subscription.end("stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed")
-                        break
-                    events += frame.count(b"\ndata: ")
-            except BaseException:
-                logger.exception("the stream of %s failed", address)
-                subscription.end("failed")
-            finally:
-                with self._books, suppress(KeyError):  # closed, too
-                    self._ended[subscription.reason] += 1
-                    self._watched.unregister(connection)
-                self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, events)
+    @contextmanager
+    def watching(self, connection: socket.socket, address: str, path: str, subscription: Subscription) -> Iterator[None]:
+        """Ends the stream that is written in the `with` block when its client leaves, and tells how it ended."""
+        started_at = time.monotonic()
+        with self._books, suppress(ValueError):  # closed: this thread came late to the end
+            self.deadlines[connection] = math.inf
+            self._watched.register(connection, selectors.EVENT_READ, subscription)
+        try:
+            self.stream_opened(address, path)
+            yield
+        except BaseException as problem:
+            subscription.end("failed")
+            raise RuntimeError(f"a stream of {address} failed") from problem
+        finally:
+            with self._books, suppress(KeyError):  # closed, too
+                self._ended[subscription.reason] += 1
+                self._watched.unregister(connection)
+            self.stream_closed(address, path, subscription.reason, time.monotonic() - started_at, subscription.events)
 
     def close_request(self, request: Any) -> None:
         """Waits for the client to close as well (RFC 9112, 9.6): with unread input, a close would take the response with it."""

@@ -1595,7 +1595,7 @@ class Connections(Promises):
         self.assertTrue(eventually(lambda: server.status()["ended"]["failed"] == 1))
         self.assertTrue(eventually(lambda: server.closed == ["failed"]))
         self.assertTrue(eventually(lambda: self.log))
-        self.assertEqual(self.expect_logged("failed")[0].exc_info[0], FileNotFoundError)
+        self.assertEqual(type(self.expect_logged("failed")[0].exc_info[1].__cause__), FileNotFoundError)
 
     def test_a_stream_says_at_verbose_how_it_ended(self):
         """With --verbose each stream's end is one line: address, route, duration, events, reason."""
@@ -1637,10 +1637,10 @@ class Connections(Promises):
         waiting, gate, left = threading.Event(), threading.Event(), threading.Event()
 
         class Held(HandDriven):
-            def stream(self, *arguments):
+            def watching(self, *arguments):
                 waiting.set()
                 gate.wait(DEADLINE)
-                super().stream(*arguments)
+                return super().watching(*arguments)
 
             def close_request(self, request):
                 super().close_request(request)
