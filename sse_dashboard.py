@@ -63,7 +63,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, islice
@@ -132,13 +132,15 @@ class Event:
 
     type: str
     fields: Mapping[str, Any]
+    json: str = field(init=False, repr=False, compare=False)  # as they were at birth: what is sent
 
     def __post_init__(self) -> None:
         if not isinstance(self.type, str) or not re.fullmatch(r"[^\r\n\0]+", self.type):
             raise ValueError(f"an event's type is one line of text, not empty and without NUL; this is {self.type!r}")
         if {"type", "timestamp"} & self.fields.keys():
             raise ValueError("an event's own fields are not called `type` or `timestamp`: publishing adds those")
-        self.encode("")
+        object.__setattr__(self, "json", to_json({"type": self.type, **self.fields}))
+        self.json.encode()  # raises for half a surrogate pair
 
     @property
     def topic(self) -> str:
@@ -150,9 +152,8 @@ class Event:
 
         JSON escapes line breaks (WHATWG HTML, "Parsing an event stream": U+2028 is none), so the data is one line. The ID
         comes last: a client that takes an ID as it reads it cannot have that of an event which was cut short."""
-        data = to_json({"type": self.type, **self.fields, "timestamp": moment})
-        last = f"id: {event_id}\n" if event_id else ""
-        return f"event: {self.type}\ndata: {data}\n{last}\n".encode()
+        end = f"\nid: {event_id}\n\n" if event_id else "\n\n"
+        return f'event: {self.type}\ndata: {self.json[:-1]}, "timestamp": "{moment}"}}{end}'.encode()
 
 
 def metric(name: str, value: float, unit: str = "") -> Event:
@@ -252,7 +253,7 @@ class Simulation:
 
     def __init__(self, seed: int = 0, interval: float = INTERVAL_SECONDS) -> None:
         """`interval` in seconds: the server's own, for an alert compares a tick with the one before."""
-        self.seed, self.interval_ms = seed, round(interval * 1000)
+        self.seed, self.interval_ms = seed, max(1, round(interval * 1000))
         self.check_ms = self.interval_ms * math.ceil(CHECK_MS / self.interval_ms)
 
     def events_at(self, tick: int) -> list[Event]:
@@ -370,11 +371,10 @@ class Subscription(queue.Queue["bytes | None"]):
 class Broadcaster:
     """Gives every event its ID, holds the history, and hands every event to all whose filter it passes.
 
-    Any thread may call any method; none waits for a client, only for the lock, which publishing to many holds for some
-    milliseconds: it rests in between to let them run."""
+    `interval` and `history` are in seconds. Any thread may call any method; none waits for a client, only for the lock, which
+    publishing to many holds for some milliseconds: it rests in between to let them run."""
 
     def __init__(self, interval: float = INTERVAL_SECONDS, history: float = HISTORY_SECONDS) -> None:
-        """Both in seconds."""
         if not (0.001 <= interval < math.inf and 0 <= history < math.inf):
             raise ValueError(f"an interval is at least 0.001 s and a history 0 s, not {interval!r} and {history!r}")
         self.interval_ms, self.history_ms = round(interval * 1000), round(history * 1000)
@@ -531,8 +531,8 @@ class Generator:
     def __enter__(self) -> Generator:
         interval = self._broadcaster.interval_ms
         self._next = self._steady_ms() // interval * interval
-        if self.replayable:  # or nobody can tell of the past
-            self._next -= max(0, self._broadcaster.history_ms - 1) // interval * interval
+        if self.replayable:  # or nobody can tell of the past; one tick more than is held shows which ID is the last one gone
+            self._next -= (self._broadcaster.history_ms // interval + 1) * interval
         self._publish_due(live=False)
         self._thread.start()
         return self
@@ -557,7 +557,7 @@ class Generator:
     def _publish_due(self, live: bool = True) -> None:
         """Publishes all ticks up to now; but for the newest, from those sources alone that can tell of the past."""
         now, interval = self._steady_ms(), self._broadcaster.interval_ms
-        oldest = now - max(self._broadcaster.history_ms + interval, round(CATCH_UP_SECONDS * 1000))
+        oldest = now - max(self._broadcaster.history_ms + 2 * interval, round(CATCH_UP_SECONDS * 1000))
         if gap := self._next < oldest:
             self._next = oldest // interval * interval + interval
         if due := range(self._next, now + 1, interval):
@@ -586,7 +586,7 @@ STREAMS: dict[str, frozenset[str] | None] = {
     "/api/events/alerts": frozenset({"alert"}),
     "/api/events/all": None,
 }
-ORIGIN = r"\Ahttps?://([^/?\[\]]|\[[^/?\[\]]+\])+/?"  # before the path of a target in absolute form
+ORIGIN = r"\Ahttps?://([^/?#\[\]]|\[[^/?#\[\]]+\])+/?"  # before the path of a target in absolute form
 ROUTES = ("/", "/api/status", *STREAMS)
 METHODS = "GET, HEAD, OPTIONS"
 PREFLIGHT = {"Access-Control-Allow-Methods": METHODS, "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control"}

@@ -374,6 +374,13 @@ class Wire(Promises):
             with self.assertRaisesRegex(error, words):
                 make()
 
+    def test_an_event_stays_what_it_was_when_it_was_made(self):
+        """Who changes a dictionary later changes no event that was made of it."""
+        fields = {"name": "x", "value": 1.0, "unit": ""}
+        event = Event("metric", fields)
+        fields["value"] = float("nan")
+        self.assertIn(b'"value": 1.0', event.encode("now"))
+
     def test_text_of_any_language_and_line_breaks_arrive_as_they_were(self):
         """What JSON can say comes out of the stream as it went in."""
         message = "line\r\nbreak \u2028 \0 <b>&\"' 日本 🙂"
@@ -811,13 +818,23 @@ class TheGenerator(Promises):
         simulated, own = Counting(True), Counting(False, lambda tick: [metric("live", 1)])
         broadcaster = sse.Broadcaster(1.0, 20)
         with sse.Generator(broadcaster, [own, simulated]):
-            self.assertEqual(len(simulated.ticks), 20)
-            self.assertEqual(simulated.ticks, sorted(simulated.ticks))
-            self.assertTrue(all(tick % 1000 == 0 for tick in simulated.ticks))
+            held = [int(last.partition("-")[0]) for last in ids(read_all(broadcaster, history=60))]
+            self.assertEqual(held, list(range(held[0], held[0] + 20_000, 1000)))
+            self.assertEqual(held[0] % 1000, 0)
+            self.assertEqual(simulated.ticks[-20:], held)
             own.wait_for(1)
             self.assertTrue(eventually(lambda: broadcaster.events_published))
         newest = [data["name"] for kind, data, _ in read_all(broadcaster) if kind == "metric"]
         self.assertEqual(newest, ["own", "live"])  # replayable ones first: their IDs are the same after a restart
+
+    def test_a_server_that_starts_resumes_what_one_that_ran_on_would(self):
+        """The last ID of the tick before the oldest that is held misses nothing, whatever the history."""
+        for history in (0, 0.5, 3):
+            broadcaster = sse.Broadcaster(1.0, history)
+            with sse.Generator(broadcaster, [Counting(True)]):
+                first = int(ids(read_all(broadcaster, history=60))[0].partition("-")[0])
+                self.assertEqual(read_all(broadcaster, last_event_id=f"{first - 1000}-1")[0][0], "status", history)
+                self.assertEqual(read_all(broadcaster, last_event_id=f"{first - 1000}-0")[0][0], "reset", history)
 
     def test_what_only_a_past_run_knew_has_expired(self):
         """Where no source can tell of the past, an ID from before the start is answered by `reset`, whatever the history."""
@@ -846,7 +863,7 @@ class TheGenerator(Promises):
 
         class Unsendable(Event):
             def encode(self, moment, event_id=""):
-                return 1 / bool(not event_id)  # it can be made, but not be published
+                raise ZeroDivisionError("event")
 
         leaving = Counting(act=lambda tick: sys.exit(1))
         broadcaster = sse.Broadcaster(0.05, 0)
@@ -885,7 +902,7 @@ class TheGenerator(Promises):
         with mock.patch.object(sse, "time", clock):
             source, broadcaster = Counting(True), sse.Broadcaster(0.05, 300)
             with broadcaster.subscribe(history=0) as subscription, sse.Generator(broadcaster, [source]):
-                source.wait_for(6001)
+                source.wait_for(6002)
                 clock.wall += 20
                 source.wait_for(450)
                 self.assertEqual(subscription.reason, "")
@@ -1035,7 +1052,8 @@ class Requests(Promises):
                 headers, sentence = self.check_problem(405, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 self.assertEqual(headers["allow"], "GET, HEAD, OPTIONS")
         for method in ("GET", "POST", "OPTIONS", "FOO"):
-            for path in ("/x", "/api", "/api/events", "/api/events/", "/index.html", "/../etc/passwd", "/%2e%2e/x"):
+            for path in ("/x", "/api", "/api/events", "/api/events/", "/index.html", "/../etc/passwd", "/%2e%2e/x", "/#x",
+                         "http://x#y"):
                 self.check_problem(404, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     def test_the_status(self):
