@@ -496,6 +496,15 @@ class OneSubscription(Promises):
         self.assertEqual(list(subscription.frames()), [b"1", b"2"])
         self.assertEqual(subscription.reason, "shutdown")
 
+    def test_the_end_of_one_whose_queue_is_full(self):
+        """Its end has no place in the queue: it is cut, for the reason that was given."""
+        cut = []
+        subscription = sse.Subscription(lambda: cut.append(True))
+        for _ in range(sse.QUEUE_FRAMES):
+            subscription.offer(b"x")
+        subscription.end("shutdown")
+        self.assertEqual((subscription.reason, cut), ("shutdown", [True]))
+
     def test_silence_is_filled_with_comments(self):
         """After HEARTBEAT_SECONDS without a frame comes a comment, and not before."""
         self.setting(HEARTBEAT_SECONDS=0.1)
