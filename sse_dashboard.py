@@ -245,6 +245,13 @@ def value_at(seed: int, name: str, tick: int) -> float:
     return round(min(value, 100.0) if kind.unit == "%" else value, kind.digits or None)
 
 
+@lru_cache(maxsize=8192)
+def severity(seed: int, name: str, tick: int, step: int) -> int:
+    """How many of its thresholds a metric, read every `step` milliseconds, has crossed now or within the last CALM_MS."""
+    worst = max(value_at(seed, name, moment) for moment in range(tick, tick - CALM_MS - step, -step))
+    return sum(worst >= threshold for threshold in READINGS[name].thresholds)
+
+
 class Simulation:
     """A machine whose events at a tick depend on the seed, the interval and the tick, on nothing that was before. So a
     restarted server continues the same curves under the same IDs, and any tick can be asked for at any time."""
@@ -261,14 +268,11 @@ class Simulation:
         metrics = [metric(name, value_at(self.seed, name, tick), kind.unit) for name, kind in READINGS.items()]
         return [*metrics, *self._threshold_alerts(tick), *self._system_alerts(tick)]
 
-    def severity(self, name: str, tick: int) -> int:
-        """How many of its thresholds a metric has crossed, now or within the last CALM_MS."""
-        worst = max(value_at(self.seed, name, moment) for moment in range(tick, tick - CALM_MS - self.check_ms, -self.check_ms))
-        return sum(worst >= threshold for threshold in READINGS[name].thresholds)
-
     def _threshold_alerts(self, tick: int) -> Iterator[Event]:
-        for name, kind in READINGS.items() if tick % self.check_ms == 0 else ():
-            before, now = self.severity(name, tick - self.check_ms), self.severity(name, tick)
+        for name, kind in READINGS.items():
+            if tick % self.check_ms or not kind.thresholds:
+                continue
+            before, now = (severity(self.seed, name, moment, self.check_ms) for moment in (tick - self.check_ms, tick))
             reading = f"{value_at(self.seed, name, tick):.{kind.digits}f} {kind.unit}".rstrip()
             if now > before:
                 level, word = (("warning", "High"), ("error", "Critical"))[now - 1]
@@ -563,7 +567,8 @@ class Generator:
         if due := range(self._next, now + 1, interval):
             self._next = due[-1] + interval
             # The replayable first: so their events have the same numbers where history is filled from them alone.
-            ticks = [(tick, self._events(tick, self.replayable + self.others * (live and tick == due[-1]))) for tick in due]
+            everyone = [*self.replayable, *self.others]
+            ticks = [(tick, self._events(tick, everyone if live and tick == due[-1] else self.replayable)) for tick in due]
             self._broadcaster.advance(ticks, live, gap)
 
     def _events(self, tick: int, sources: Iterable[Source]) -> list[Event]:
@@ -622,7 +627,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: DashboardServer
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # so that an answer to garbage has a status line
+    default_request_version = "HTTP/1.0"  # of a request line that names none
     requestline, command, request_version = "", "", "HTTP/1.1"  # for an answer before the request is read
 
     def handle(self) -> None:
@@ -770,10 +775,10 @@ class DashboardServer(ThreadingHTTPServer):
         """`interval` and `history` in seconds. Without `sources` it shows the simulation; port 0 is any free one."""
         self.page = load_page(Path(__file__).with_name("index.html"))
         self.broadcaster = Broadcaster(interval, history)
-        self.sources = [Simulation(interval=interval)] if sources is None else list(sources)
-        if any(isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms for one in self.sources):
+        sources = [Simulation(interval=interval)] if sources is None else list(sources)
+        if any(isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms for one in sources):
             raise ValueError(f"the server's interval is {interval} s, its simulation's is another: its alerts would be wrong")
-        self.generator = Generator(self.broadcaster, self.sources)
+        self.generator = Generator(self.broadcaster, sources)
         # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
         self.names_are_known = bool(self.generator.replayable) and not self.generator.others
         self.max_clients = max_clients

@@ -447,7 +447,7 @@ class TheSimulation(Promises):
                                       (0, 60.0, range(TICK, TICK + 40_000_000, 60_000)),
                                       (0, 0.05, range(TICK, TICK + 900_000, 50))):
             simulation = Simulation(seed, interval)
-            state = {name: simulation.severity(name, ticks[0] - simulation.check_ms) for name in METRICS}
+            state = {name: sse.severity(seed, name, ticks[0] - simulation.check_ms, simulation.check_ms) for name in METRICS}
             crossed_at = dict.fromkeys(METRICS, 0)
             for tick in ticks:
                 events = simulation.events_at(tick)
@@ -554,9 +554,9 @@ class TheBroadcaster(Promises):
         self.assertEqual(broadcaster.snapshot()["last_event_id"], f"{TICK + 2000}-10")
 
     def test_an_event_between_ticks_has_a_new_id_after_a_restart_too(self):
-        """Its number counts the milliseconds since the tick, so that a client's last ID never hides a later event."""
+        """Its number counts the microseconds since the tick, so that a client's last ID never hides a later event."""
         now = [TICK + 10]
-        with mock.patch.object(sse.time, "time", lambda: (now[0]) / 1000):
+        with mock.patch.object(sse.time, "time", lambda: now[0] / 1000):
             before, after = filled(1), filled(1)
             now[0] = TICK + 200
             before.publish(alert("info", "before"))
@@ -735,7 +735,7 @@ class TheBroadcaster(Promises):
                 publisher.join(DEADLINE)
 
     def test_a_filter_that_raises_spoils_nothing_for_others(self):
-        """It is logged with its traceback; the tick is skipped for its audience, and all streams go on."""
+        """It is logged with its traceback; the tick is skipped for those who have it, and all streams go on."""
 
         class Broken(Filter):
             def passes(self, entry):
@@ -826,7 +826,7 @@ class TheGenerator(Promises):
         """At the start it asks a source that depends on the tick alone for the whole history, any other for nothing."""
         simulated, own = Counting(True), Counting(False, lambda tick: [metric("live", 1)])
         broadcaster = sse.Broadcaster(1.0, 20)
-        with sse.Generator(broadcaster, [own, simulated]):
+        with mock.patch.object(sse, "time", FakeTime()), sse.Generator(broadcaster, [own, simulated]):
             held = [int(last.partition("-")[0]) for last in ids(read_all(broadcaster, history=60))]
             self.assertEqual(held, list(range(held[0], held[0] + 20_000, 1000)))
             self.assertEqual(held[0] % 1000, 0)
@@ -840,7 +840,7 @@ class TheGenerator(Promises):
         """The last ID of the tick before the oldest that is held misses nothing, whatever the history."""
         for history in (0, 0.5, 3):
             broadcaster = sse.Broadcaster(1.0, history)
-            with sse.Generator(broadcaster, [Counting(True)]):
+            with mock.patch.object(sse, "time", FakeTime()), sse.Generator(broadcaster, [Counting(True)]):
                 first = int(ids(read_all(broadcaster, history=60))[0].partition("-")[0])
                 self.assertEqual(read_all(broadcaster, last_event_id=f"{first - 1000}-1")[0][0], "status", history)
                 self.assertEqual(read_all(broadcaster, last_event_id=f"{first - 1000}-0")[0][0], "reset", history)
