@@ -44,18 +44,35 @@ HERE = Path(__file__).resolve().parent
 TICK = 1_767_225_600_000  # a tick at any interval
 DEADLINE = 10  # seconds: no test waits longer for anything that should happen
 BINARIES = os.environ.get("PATH", "") + ":/usr/sbin"  # where Debian has the proxies
-CHROMIUM, DRIVER, HAPROXY, NGINX = (shutil.which(name, path=BINARIES) for name in ("chromium", "chromedriver", "haproxy", "nginx"))
+CHROMIUM, DRIVER, HAPROXY, NGINX = (
+    shutil.which(name, path=BINARIES) for name in ("chromium", "chromedriver", "haproxy", "nginx")
+)
 NO_BROWSER = "the page is not tested: apt-get install chromium chromium-driver"
-NO_HAPROXY, NO_NGINX = (f"nothing is tested behind {name}: apt-get install {name}" for name in ("haproxy", "nginx-light"))
+NO_HAPROXY, NO_NGINX = (
+    f"nothing is tested behind {name}: apt-get install {name}"
+    for name in ("haproxy", "nginx-light")
+)
 IN_SHORT = os.environ.get("SSE_TEST_BROWSER") == "0"
-METRICS = ["cpu_usage", "memory_usage", "disk_usage", "network_in", "network_out", "temperature", "load_average"]
+METRICS = [
+    "cpu_usage",
+    "memory_usage",
+    "disk_usage",
+    "network_in",
+    "network_out",
+    "temperature",
+    "load_average",
+]
 
 # --------------------------------------------------------------------------------------------------------- Tools ----
 
 
 def setUpModule():
     """Says in a line each what is skipped, also where unittest only counts."""
-    for found, line in ((CHROMIUM and DRIVER, NO_BROWSER), (HAPROXY, NO_HAPROXY), (NGINX, NO_NGINX)):
+    for found, line in (
+        (CHROMIUM and DRIVER, NO_BROWSER),
+        (HAPROXY, NO_HAPROXY),
+        (NGINX, NO_NGINX),
+    ):
         if not found and not IN_SHORT:
             print(line, file=sys.stderr)
 
@@ -64,7 +81,13 @@ class EventStreamParser:
     """The standard's algorithm: feed() it bytes, get (type, data, last event ID) for each event that is dispatched."""
 
     def __init__(self):
-        self.rest, self.start, self.last_event_id, self.retry, self.comments = b"", True, "", None, 0
+        self.rest, self.start, self.last_event_id, self.retry, self.comments = (
+            b"",
+            True,
+            "",
+            None,
+            0,
+        )
         self.type, self.data = "", []
 
     def feed(self, chunk):
@@ -98,7 +121,10 @@ class EventStreamParser:
 
 def parse(stream):
     """All events of some bytes, as (type, JSON object, last event ID)."""
-    return [(kind, json.loads(data), last_id) for kind, data, last_id in EventStreamParser().feed(stream)]
+    return [
+        (kind, json.loads(data), last_id)
+        for kind, data, last_id in EventStreamParser().feed(stream)
+    ]
 
 
 def eventually(condition, seconds=DEADLINE):
@@ -113,8 +139,10 @@ def eventually(condition, seconds=DEADLINE):
 
 def events_of(tick, count=7, alerts=1):
     """A tick's worth of events that say where they belong."""
-    return [*(metric(name, tick % 1000 + n, "") for n, name in enumerate(METRICS[:count])),
-            *(alert(sse.LEVELS[n % 4], f"{tick}") for n in range(alerts))]
+    return [
+        *(metric(name, tick % 1000 + n, "") for n, name in enumerate(METRICS[:count])),
+        *(alert(sse.LEVELS[n % 4], f"{tick}") for n in range(alerts)),
+    ]
 
 
 def filled(ticks=5, history=300.0, count=7, alerts=1):
@@ -166,7 +194,9 @@ class Stream:
         self.parser, self.events, self.raw, self.head = EventStreamParser(), [], b"", b""
         try:
             self.socket.connect(address)
-            self.socket.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: test", *headers, "", ""]).encode())
+            self.socket.sendall(
+                "\r\n".join([f"GET {path} HTTP/1.1", "Host: test", *headers, "", ""]).encode()
+            )
         except OSError:
             self.socket.close()
             raise
@@ -179,7 +209,9 @@ class Stream:
             self.head, _, self.raw = self.raw.partition(b"\r\n\r\n")
             chunk = self.raw
         if self.head:
-            self.events += [(kind, json.loads(data), last) for kind, data, last in self.parser.feed(chunk)]
+            self.events += [
+                (kind, json.loads(data), last) for kind, data, last in self.parser.feed(chunk)
+            ]
         return bool(more)
 
     def until(self, condition):
@@ -191,7 +223,9 @@ class Stream:
         return self.events
 
     def until_id(self, tick):
-        return self.until(lambda stream: any(last.startswith(f"{tick}-8") for _, _, last in stream.events))
+        return self.until(
+            lambda stream: any(last.startswith(f"{tick}-8") for _, _, last in stream.events)
+        )
 
     def to_the_end(self):
         with contextlib.suppress(ConnectionError):
@@ -249,8 +283,13 @@ class Command:
     """`python sse_dashboard.py` as a child process."""
 
     def __init__(self, *options, port=0, script=HERE / "sse_dashboard.py", **popen):
-        self.process = subprocess.Popen([sys.executable, str(script), "--port", str(port), *map(str, options)],
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), "--port", str(port), *map(str, options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
         self.url = self.process.stdout.readline().strip()
         found = re.search(r"http://(\S+):(\d+)/", self.url)
         self.address = ("127.0.0.1", int(found[2])) if found else None
@@ -282,10 +321,14 @@ class Promises(unittest.TestCase):
         propagate = mock.patch.object(sse.logger, "propagate", False)
         propagate.start()
         self.addCleanup(propagate.stop)
-        self.addCleanup(self.nothing_else_was_logged)  # runs when the servers that a test adds after this have ended
+        self.addCleanup(
+            self.nothing_else_was_logged
+        )  # runs when the servers that a test adds after this have ended
 
     def nothing_else_was_logged(self):
-        self.assertEqual([record.getMessage() for record in self.log if record.levelno >= logging.ERROR], [])
+        self.assertEqual(
+            [record.getMessage() for record in self.log if record.levelno >= logging.ERROR], []
+        )
 
     def expect_logged(self, text):
         found = [record for record in self.log if text in record.getMessage()]
@@ -320,27 +363,44 @@ class Wire(Promises):
     def test_the_bytes_of_an_event(self):
         """An event is its type, one data field whatever its text holds, its ID last, and an empty line."""
         for text, data in {
-            "": '""', "one": '"one"', "a\nb": r'"a\nb"', "a\rb": r'"a\rb"', "a\r\nb": r'"a\r\nb"', "a\n\n": r'"a\n\n"', " a": '" a"',
-            "a\u2028b\x85c\x7fd": '"a\u2028b\x85c\x7fd"', "a\x0bc": r'"a\u000bc"', "a\0b": r'"a\u0000b"', "id: 1": '"id: 1"',
+            "": '""',
+            "one": '"one"',
+            "a\nb": r'"a\nb"',
+            "a\rb": r'"a\rb"',
+            "a\r\nb": r'"a\r\nb"',
+            "a\n\n": r'"a\n\n"',
+            " a": '" a"',
+            "a\u2028b\x85c\x7fd": '"a\u2028b\x85c\x7fd"',
+            "a\x0bc": r'"a\u000bc"',
+            "a\0b": r'"a\u0000b"',
+            "id: 1": '"id: 1"',
             'say "°C"': r'"say \"°C\""',
         }.items():
             with self.subTest(text=text):
                 wire = Event("note", {"text": text}).encode("now", "7-1")
                 json_text = f'{{"type": "note", "text": {data}, "timestamp": "now"}}'
                 self.assertEqual(wire, f"event: note\ndata: {json_text}\nid: 7-1\n\n".encode())
-                (kind, received, last_id), = EventStreamParser().feed(wire)
-                self.assertEqual((kind, json.loads(received)["text"], last_id), ("note", text, "7-1"))
-        self.assertEqual(Event("x", {}).encode("now"), b'event: x\ndata: {"type": "x", "timestamp": "now"}\n\n')
+                ((kind, received, last_id),) = EventStreamParser().feed(wire)
+                self.assertEqual(
+                    (kind, json.loads(received)["text"], last_id), ("note", text, "7-1")
+                )
+        self.assertEqual(
+            Event("x", {}).encode("now"), b'event: x\ndata: {"type": "x", "timestamp": "now"}\n\n'
+        )
 
     def test_the_parser_of_these_tests_reads_as_the_standard_says(self):
         """CR, LF, CR LF, a byte order mark, comments and broken fields, in pieces of any size."""
-        text = (b"\xef\xbb\xbf: hello\r\nretry: 7\rretry: x7\nevent: a\r\ndata:1\rdata: 2\nid: 5\r\n\r\n"
-                b"id: 6\0\ndata\n\nnonsense: 1\nevent: no data\n\ndata:  x\n\n")
+        text = (
+            b"\xef\xbb\xbf: hello\r\nretry: 7\rretry: x7\nevent: a\r\ndata:1\rdata: 2\nid: 5\r\n\r\n"
+            b"id: 6\0\ndata\n\nnonsense: 1\nevent: no data\n\ndata:  x\n\n"
+        )
         for size in (1, 2, 3, 7, 1000):
             parser = EventStreamParser()
             pieces = [text[n : n + size] for n in range(0, len(text), size)]
             found = [event for piece in pieces for event in parser.feed(piece)]
-            self.assertEqual(found, [("a", "1\n2", "5"), ("message", "", "5"), ("message", " x", "5")])
+            self.assertEqual(
+                found, [("a", "1\n2", "5"), ("message", "", "5"), ("message", " x", "5")]
+            )
             self.assertEqual((parser.retry, parser.comments), (7, 1))
 
     def test_the_formats_of_the_contract(self):
@@ -349,27 +409,42 @@ class Wire(Promises):
         self.assertEqual(
             metric("cpu_usage", 45.2, "%").encode(when, f"{TICK}-3").decode(),
             'event: metric\ndata: {"type": "metric", "name": "cpu_usage", "value": 45.2, "unit": "%", '
-            '"timestamp": "2026-01-01T00:00:00.000Z"}\nid: 1767225600000-3\n\n')
+            '"timestamp": "2026-01-01T00:00:00.000Z"}\nid: 1767225600000-3\n\n',
+        )
         self.assertEqual(
-            alert("warning", "High CPU usage detected", "cpu_usage").encode(when, f"{TICK}-8").decode(),
+            alert("warning", "High CPU usage detected", "cpu_usage")
+            .encode(when, f"{TICK}-8")
+            .decode(),
             'event: alert\ndata: {"type": "alert", "level": "warning", "message": "High CPU usage detected", '
-            '"metric": "cpu_usage", "timestamp": "2026-01-01T00:00:00.000Z"}\nid: 1767225600000-8\n\n')
+            '"metric": "cpu_usage", "timestamp": "2026-01-01T00:00:00.000Z"}\nid: 1767225600000-8\n\n',
+        )
         self.assertNotIn(b'"metric"', alert("info", "Backup finished").encode(when))
         self.assertEqual(sse.timestamp(TICK + 7), "2026-01-01T00:00:00.007Z")
 
     def test_what_cannot_be_sent_raises_where_it_is_made(self):
         """Wrong events raise at birth, with a sentence that names the mistake."""
         for make, error, words in (
-            (lambda: metric("x", float("nan")), ValueError, "finite"), (lambda: metric("x", float("inf")), ValueError, "finite"),
-            (lambda: metric("x", "5"), TypeError, "number"), (lambda: metric("x", True), TypeError, "number"),
-            (lambda: metric("x", None), TypeError, "number"), (lambda: metric("", 1), ValueError, "name"),
-            (lambda: metric(5, 1), TypeError, "name"), (lambda: metric("x", 1, 5), TypeError, "unit"), (lambda: metric("x", 10**400), ValueError, "finite"),
-            (lambda: metric("a,b", 1), ValueError, "comma"), (lambda: metric("\ud800", 1), ValueError, "surrogate"),
+            (lambda: metric("x", float("nan")), ValueError, "finite"),
+            (lambda: metric("x", float("inf")), ValueError, "finite"),
+            (lambda: metric("x", "5"), TypeError, "number"),
+            (lambda: metric("x", True), TypeError, "number"),
+            (lambda: metric("x", None), TypeError, "number"),
+            (lambda: metric("", 1), ValueError, "name"),
+            (lambda: metric(5, 1), TypeError, "name"),
+            (lambda: metric("x", 1, 5), TypeError, "unit"),
+            (lambda: metric("x", 10**400), ValueError, "finite"),
+            (lambda: metric("a,b", 1), ValueError, "comma"),
+            (lambda: metric("\ud800", 1), ValueError, "surrogate"),
             (lambda: alert("fatal", "x"), ValueError, "info, success, warning, error"),
-            (lambda: alert("info", 5), TypeError, "message"), (lambda: alert("info", "m", 5), TypeError, "metric"), (lambda: Event(5, {}), ValueError, "type"),
-            (lambda: Event("a\nb", {}), ValueError, "one line"), (lambda: Event("a\rb", {}), ValueError, "one line"),
-            (lambda: Event("a\0b", {}), ValueError, "NUL"), (lambda: Event("", {}), ValueError, "type"),
-            (lambda: Event("a", {"timestamp": 1}), ValueError, "timestamp"), (lambda: Event("a", {"x": {1}}), TypeError, "set"),
+            (lambda: alert("info", 5), TypeError, "message"),
+            (lambda: alert("info", "m", 5), TypeError, "metric"),
+            (lambda: Event(5, {}), ValueError, "type"),
+            (lambda: Event("a\nb", {}), ValueError, "one line"),
+            (lambda: Event("a\rb", {}), ValueError, "one line"),
+            (lambda: Event("a\0b", {}), ValueError, "NUL"),
+            (lambda: Event("", {}), ValueError, "type"),
+            (lambda: Event("a", {"timestamp": 1}), ValueError, "timestamp"),
+            (lambda: Event("a", {"x": {1}}), TypeError, "set"),
         ):
             with self.assertRaisesRegex(error, words):
                 make()
@@ -384,7 +459,7 @@ class Wire(Promises):
     def test_text_of_any_language_and_line_breaks_arrive_as_they_were(self):
         """What JSON can say comes out of the stream as it went in."""
         message = "line\r\nbreak \u2028 \0 <b>&\"' 日本 🙂"
-        (_, data, _), = parse(alert("info", message).encode(sse.timestamp(0), "1-1"))
+        ((_, data, _),) = parse(alert("info", message).encode(sse.timestamp(0), "1-1"))
         self.assertEqual(data["message"], message)
 
 
@@ -394,13 +469,21 @@ class Wire(Promises):
 class TheSimulation(Promises):
     def test_the_same_seed_and_tick_give_the_same_bytes_in_every_process(self):
         """Two processes agree about every byte, and about nothing with another seed."""
-        program = ("import sse_dashboard as s, hashlib, sys; sim = s.Simulation(int(sys.argv[1]), 0.5); h = hashlib.sha256();"
-                   f"[h.update(e.encode('', '')) for t in range({TICK}, {TICK} + 900000, 500) for e in sim.events_at(t)];"
-                   "print(h.hexdigest())")
+        program = (
+            "import sse_dashboard as s, hashlib, sys; sim = s.Simulation(int(sys.argv[1]), 0.5); h = hashlib.sha256();"
+            f"[h.update(e.encode('', '')) for t in range({TICK}, {TICK} + 900000, 500) for e in sim.events_at(t)];"
+            "print(h.hexdigest())"
+        )
 
         def digest(seed, hash_seed):
-            return subprocess.run([sys.executable, "-c", program, seed], cwd=HERE, text=True, stdout=subprocess.PIPE,
-                                  env={**os.environ, "PYTHONHASHSEED": hash_seed}, check=True).stdout
+            return subprocess.run(
+                [sys.executable, "-c", program, seed],
+                cwd=HERE,
+                text=True,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONHASHSEED": hash_seed},
+                check=True,
+            ).stdout
 
         self.assertEqual(digest("3", "1"), digest("3", "2"))
         self.assertNotEqual(digest("3", "1"), digest("4", "1"))
@@ -423,18 +506,26 @@ class TheSimulation(Promises):
         for seed in range(3):
             simulation = Simulation(seed, 10)
             for tick in range(TICK, TICK + 6 * 3_600_000, 10_000):
-                found = [event.fields for event in simulation.events_at(tick) if event.type == "metric"]
+                found = [
+                    event.fields for event in simulation.events_at(tick) if event.type == "metric"
+                ]
                 self.assertEqual({fields["name"]: fields["unit"] for fields in found}, units)
                 self.assertEqual([fields["name"] for fields in found], METRICS)
                 for fields in found:
-                    self.assertTrue(0 <= fields["value"] <= (100 if fields["unit"] == "%" else 125e6), fields)
+                    self.assertTrue(
+                        0 <= fields["value"] <= (100 if fields["unit"] == "%" else 125e6), fields
+                    )
 
     def test_alerts_are_alive_and_do_not_shout(self):
         """One to three a minute, and all four levels within every ten minutes."""
         for seed in range(3):
             simulation = Simulation(seed)
-            levels = [(tick, event.fields["level"]) for tick in range(TICK, TICK + 7_200_000, 1000)
-                      for event in simulation.events_at(tick) if event.type == "alert"]
+            levels = [
+                (tick, event.fields["level"])
+                for tick in range(TICK, TICK + 7_200_000, 1000)
+                for event in simulation.events_at(tick)
+                if event.type == "alert"
+            ]
             self.assertTrue(120 <= len(levels) <= 360, len(levels))
             for start in range(TICK, TICK + 6_600_000, 10_000):
                 seen = {level for tick, level in levels if start <= tick < start + 600_000}
@@ -443,19 +534,36 @@ class TheSimulation(Promises):
     def test_a_threshold_is_told_once_and_its_end_too(self):
         """An alert names the metric whose reading crossed a threshold; it is repeated after the return to normal alone."""
         crossings = 0
-        for seed, interval, ticks in (*((seed, 1.0, range(TICK, TICK + 7_200_000, 1000)) for seed in range(4)),
-                                      (0, 60.0, range(TICK, TICK + 40_000_000, 60_000)),
-                                      (0, 0.05, range(TICK, TICK + 900_000, 50))):
+        for seed, interval, ticks in (
+            *((seed, 1.0, range(TICK, TICK + 7_200_000, 1000)) for seed in range(4)),
+            (0, 60.0, range(TICK, TICK + 40_000_000, 60_000)),
+            (0, 0.05, range(TICK, TICK + 900_000, 50)),
+        ):
             simulation = Simulation(seed, interval)
-            state = {name: sse.severity(seed, name, ticks[0] - simulation.check_ms, simulation.check_ms) for name in METRICS}
+            state = {
+                name: sse.severity(seed, name, ticks[0] - simulation.check_ms, simulation.check_ms)
+                for name in METRICS
+            }
             crossed_at = dict.fromkeys(METRICS, 0)
             for tick in ticks:
                 events = simulation.events_at(tick)
-                values = {event.fields["name"]: event.fields["value"] for event in events if event.type == "metric"}
+                values = {
+                    event.fields["name"]: event.fields["value"]
+                    for event in events
+                    if event.type == "metric"
+                }
                 for name, reading in sse.READINGS.items():
-                    if tick % simulation.check_ms == 0 and reading.thresholds and values[name] >= reading.thresholds[0]:
+                    if (
+                        tick % simulation.check_ms == 0
+                        and reading.thresholds
+                        and values[name] >= reading.thresholds[0]
+                    ):
                         crossed_at[name] = tick
-                for fields in (event.fields for event in events if event.type == "alert" and "metric" in event.fields):
+                for fields in (
+                    event.fields
+                    for event in events
+                    if event.type == "alert" and "metric" in event.fields
+                ):
                     name, thresholds = fields["metric"], sse.READINGS[fields["metric"]].thresholds
                     crossings += 1
                     if fields["level"] == "success":
@@ -519,7 +627,9 @@ class OneSubscription(Promises):
         subscription = sse.Subscription(lambda: None)
         self.assertIsInstance(subscription, queue.Queue)
         taken = []
-        reader = threading.Thread(target=lambda: taken.extend(subscription.get() for _ in range(2000)), daemon=True)
+        reader = threading.Thread(
+            target=lambda: taken.extend(subscription.get() for _ in range(2000)), daemon=True
+        )
         reader.start()
         for n in range(2000):
             self.assertTrue(eventually(lambda: subscription.qsize() < 50))
@@ -530,8 +640,14 @@ class OneSubscription(Promises):
 
 # --------------------------------------------------------------------------------------------------- Broadcaster ----
 
-FILTERS = (Filter(), Filter(frozenset({"metric"})), Filter(frozenset({"alert"})), Filter(names=frozenset({"cpu_usage"})),
-           Filter(frozenset({"metric"}), frozenset({"load_average", "disk_usage"})), Filter(levels=frozenset({"error"})))
+FILTERS = (
+    Filter(),
+    Filter(frozenset({"metric"})),
+    Filter(frozenset({"alert"})),
+    Filter(names=frozenset({"cpu_usage"})),
+    Filter(frozenset({"metric"}), frozenset({"load_average", "disk_usage"})),
+    Filter(levels=frozenset({"error"})),
+)
 
 
 class TheBroadcaster(Promises):
@@ -550,7 +666,9 @@ class TheBroadcaster(Promises):
         with mock.patch.object(sse.time, "time", lambda: (TICK - 5000) / 1000):
             broadcaster.publish(alert("info", "the clock was set back"))
             broadcaster.publish(alert("info", "and again"))
-        self.assertEqual(ids(read_all(broadcaster))[-3:], [f"{TICK + 2000}-{n}" for n in (8, 9, 10)])
+        self.assertEqual(
+            ids(read_all(broadcaster))[-3:], [f"{TICK + 2000}-{n}" for n in (8, 9, 10)]
+        )
         self.assertEqual(broadcaster.snapshot()["last_event_id"], f"{TICK + 2000}-10")
 
     def test_an_event_between_ticks_has_a_new_id_after_a_restart_too(self):
@@ -563,8 +681,10 @@ class TheBroadcaster(Promises):
             now[0] = TICK + 700
             after.publish(alert("info", "after the restart"))
         last = ids(read_all(before))[-1]
-        self.assertEqual([data["message"] for _, data, _ in read_all(after, Filter(frozenset({"alert"})), last)],
-                         ["after the restart"])
+        self.assertEqual(
+            [data["message"] for _, data, _ in read_all(after, Filter(frozenset({"alert"})), last)],
+            ["after the restart"],
+        )
 
     def test_many_events_between_ticks_have_new_ids_after_a_restart_too(self):
         """As fast as they can be published: a server that is started again within the tick gives larger ones."""
@@ -574,7 +694,10 @@ class TheBroadcaster(Promises):
             broadcaster.advance([(tick, [])])
             for _ in range(5000):
                 broadcaster.publish(alert("info", "x"))
-            seen += [tuple(map(int, text.split("-"))) for text in ids(read_all(broadcaster, history=3600))]
+            seen += [
+                tuple(map(int, text.split("-")))
+                for text in ids(read_all(broadcaster, history=3600))
+            ]
         self.assertEqual(seen, sorted(set(seen)))
         self.assertEqual(len(seen), 10_000)
 
@@ -585,9 +708,17 @@ class TheBroadcaster(Promises):
             everything = read_all(broadcaster, wanted, history=1000)
             for tick in (TICK, TICK + 1000, TICK + 1500, TICK + 2000, TICK + 3000):
                 for number in range(0, 14):
-                    expected = [event for event in everything
-                                if event[0] != "status" and tuple(map(int, event[2].split("-"))) > (tick, number)]
-                    found = [event for event in read_all(broadcaster, wanted, f"{tick}-{number}") if event[0] != "status"]
+                    expected = [
+                        event
+                        for event in everything
+                        if event[0] != "status"
+                        and tuple(map(int, event[2].split("-"))) > (tick, number)
+                    ]
+                    found = [
+                        event
+                        for event in read_all(broadcaster, wanted, f"{tick}-{number}")
+                        if event[0] != "status"
+                    ]
                     self.assertEqual(found, expected, (wanted, tick, number))
 
     def test_the_first_bytes_are_the_reconnection_time(self):
@@ -618,19 +749,28 @@ class TheBroadcaster(Promises):
         for _, data, _ in events:
             self.assertEqual((data["connections"], data["interval_seconds"]), (2, 0.25))
             self.assertTrue(0 <= data["uptime_seconds"] < DEADLINE)
-            self.assertEqual(list(data), ["type", "uptime_seconds", "connections", "interval_seconds", "timestamp"])
+            self.assertEqual(
+                list(data),
+                ["type", "uptime_seconds", "connections", "interval_seconds", "timestamp"],
+            )
 
     def test_history_is_the_last_seconds_at_most_what_is_held(self):
         """`history` replays whole ticks; 0 replays nothing; an ID beats it."""
         broadcaster = filled(10, history=6)
         for seconds, ticks in ((0, 0), (1, 1), (2.5, 3), (6, 6), (3600, 6)):
             self.assertEqual(len(ids(read_all(broadcaster, history=seconds))), 8 * ticks, seconds)
-        self.assertEqual(len(ids(read_all(broadcaster, last_event_id=f"{TICK + 9000}-7", history=5))), 1)
+        self.assertEqual(
+            len(ids(read_all(broadcaster, last_event_id=f"{TICK + 9000}-7", history=5))), 1
+        )
         broadcaster.publish(alert("info", "later"))
         with broadcaster.subscribe(history=0) as subscription:
             broadcaster.publish(alert("info", "live"))
             subscription.end("closed")
-            messages = [data["message"] for kind, data, _ in parse(b"".join(subscription.frames())) if kind == "alert"]
+            messages = [
+                data["message"]
+                for kind, data, _ in parse(b"".join(subscription.frames()))
+                if kind == "alert"
+            ]
         self.assertEqual(messages, ["live"])
 
     def test_only_the_history_is_held(self):
@@ -650,13 +790,21 @@ class TheBroadcaster(Promises):
         for last_id in (f"{TICK + 4000}-8", f"{TICK + 5000}-1"):
             self.assertEqual(read_all(broadcaster, last_event_id=last_id)[0][0], "status")
         just_started = filled(3)
-        self.assertEqual(read_all(just_started, last_event_id=f"{TICK - 1000}-8")[0][1]["reason"], "expired")
+        self.assertEqual(
+            read_all(just_started, last_event_id=f"{TICK - 1000}-8")[0][1]["reason"], "expired"
+        )
         just_started.advance([(TICK + 60_000, events_of(0))], gap=True)
-        self.assertEqual(read_all(just_started, last_event_id=f"{TICK + 2000}-8")[0][1]["reason"], "expired")
+        self.assertEqual(
+            read_all(just_started, last_event_id=f"{TICK + 2000}-8")[0][1]["reason"], "expired"
+        )
 
     def test_an_id_from_before_the_first_tick_has_expired(self):
         """A server that starts with less history than the client missed says so; one with all of it does not."""
-        for last_id, first in ((f"{TICK - 1000}-8", "reset"), (f"{TICK - 1}-1", "reset"), (f"{TICK}-0", "status")):
+        for last_id, first in (
+            (f"{TICK - 1000}-8", "reset"),
+            (f"{TICK - 1}-1", "reset"),
+            (f"{TICK}-0", "status"),
+        ):
             self.assertEqual(read_all(filled(3), last_event_id=last_id)[0][0], first, last_id)
 
     def test_after_a_gap_every_client_starts_over(self):
@@ -667,7 +815,10 @@ class TheBroadcaster(Promises):
             self.assertEqual(subscription.reason, "lapsed")
         for last_id in (f"{TICK + 2000}-8", f"{TICK + 3_000_000}-1"):
             events = read_all(broadcaster, last_event_id=last_id)
-            self.assertEqual([(kind, data.get("reason")) for kind, data, _ in events[:2]], [("reset", "expired"), ("status", None)])
+            self.assertEqual(
+                [(kind, data.get("reason")) for kind, data, _ in events[:2]],
+                [("reset", "expired"), ("status", None)],
+            )
             self.assertEqual(len(ids(events)), 8)
         self.assertEqual(len(ids(read_all(broadcaster, history=7200))), 8)
 
@@ -675,7 +826,18 @@ class TheBroadcaster(Promises):
         """What is no ID, or lies more than a minute ahead, is never an error: that would stop a browser for good."""
         with mock.patch.object(sse.time, "time", lambda: (TICK + 2500) / 1000):
             broadcaster = filled(3)
-            for last_id in ("x", "1", "-", "1-", "1-x", "٣-١", "1" * 5000 + "-1", f"{TICK + 2500 + 60_001}-1", "-1-1", " "):
+            for last_id in (
+                "x",
+                "1",
+                "-",
+                "1-",
+                "1-x",
+                "٣-١",
+                "1" * 5000 + "-1",
+                f"{TICK + 2500 + 60_001}-1",
+                "-1-1",
+                " ",
+            ):
                 kind, data, _ = read_all(broadcaster, last_event_id=last_id)[0]
                 self.assertEqual((kind, data["reason"]), ("reset", "unknown"), last_id)
                 self.assertEqual(len(ids(read_all(broadcaster, last_event_id=last_id))), 24)
@@ -689,7 +851,9 @@ class TheBroadcaster(Promises):
                     broadcaster.advance([(TICK + n * 1000, events_of(0))])
                 subscription.end("closed")
                 events = parse(b"".join(subscription.frames()))
-        self.assertEqual(ids(events)[:6], [f"{TICK + 4000}-{n}" for n in range(4, 9)] + [f"{TICK + 5000}-1"])
+        self.assertEqual(
+            ids(events)[:6], [f"{TICK + 4000}-{n}" for n in range(4, 9)] + [f"{TICK + 5000}-1"]
+        )
         self.assertEqual(len(ids(events)), 5 + 16)
         self.assertEqual([kind for kind, _, _ in events].count("status"), 5)
 
@@ -697,7 +861,10 @@ class TheBroadcaster(Promises):
         """Clients with the same filter get the very same bytes object; a tick is one frame."""
         broadcaster = filled(1)
         with contextlib.ExitStack() as stack:
-            several = [stack.enter_context(broadcaster.subscribe(wanted, history=0)) for wanted in FILTERS[:2] * 3]
+            several = [
+                stack.enter_context(broadcaster.subscribe(wanted, history=0))
+                for wanted in FILTERS[:2] * 3
+            ]
             streams = [subscription.frames() for subscription in several]
             for stream in streams:
                 next(stream)
@@ -729,7 +896,9 @@ class TheBroadcaster(Promises):
                             got += next(frames)
                     found = [tuple(map(int, text.split("-"))) for text in ids(parse(got))]
                     first = found[0][0]
-                    self.assertEqual(found, [(first + n // 3 * 1000, n % 3 + 1) for n in range(len(found))])
+                    self.assertEqual(
+                        found, [(first + n // 3 * 1000, n % 3 + 1) for n in range(len(found))]
+                    )
             finally:
                 done.set()
                 publisher.join(DEADLINE)
@@ -742,7 +911,10 @@ class TheBroadcaster(Promises):
                 raise ZeroDivisionError("filter")
 
         broadcaster = filled(1)
-        with broadcaster.subscribe(history=0) as good, broadcaster.subscribe(Broken(names=frozenset({"x"})), history=0) as bad:
+        with (
+            broadcaster.subscribe(history=0) as good,
+            broadcaster.subscribe(Broken(names=frozenset({"x"})), history=0) as bad,
+        ):
             broadcaster.advance([(TICK + 1000, events_of(0))])
             good.end("closed")
             self.assertEqual(len(ids(parse(b"".join(good.frames())))), 8)
@@ -776,14 +948,23 @@ class TheBroadcaster(Promises):
             broadcaster.advance([(TICK + 60_000, events_of(0))])
             next(frames)
             gc.collect()
-            self.assertEqual([entry.id for entry in gc.get_objects() if isinstance(entry, sse.Entry) and entry.id[0] < TICK + 60_000], [])
+            self.assertEqual(
+                [
+                    entry.id
+                    for entry in gc.get_objects()
+                    if isinstance(entry, sse.Entry) and entry.id[0] < TICK + 60_000
+                ],
+                [],
+            )
 
     def test_leaving_leaves_nothing(self):
         """When the last client of a filter has gone, nothing of it is kept."""
         broadcaster = filled(1)
         with broadcaster.subscribe(), broadcaster.subscribe(FILTERS[3]):
             self.assertEqual(broadcaster.snapshot()["connections"], 2)
-        self.assertEqual((broadcaster.snapshot()["connections"], broadcaster._subscriptions), (0, set()))
+        self.assertEqual(
+            (broadcaster.snapshot()["connections"], broadcaster._subscriptions), (0, set())
+        )
 
 
 # ----------------------------------------------------------------------------------------------- Generator thread ----
@@ -793,7 +974,12 @@ class Counting:
     """A source that counts its ticks, and does what it is told."""
 
     def __init__(self, replayable=False, act=lambda tick: [metric("own", 1)]):
-        self.replayable, self.act, self.ticks, self.arrived = replayable, act, [], threading.Semaphore(0)
+        self.replayable, self.act, self.ticks, self.arrived = (
+            replayable,
+            act,
+            [],
+            threading.Semaphore(0),
+        )
 
     def events_at(self, tick):
         self.ticks.append(tick)
@@ -826,7 +1012,10 @@ class TheGenerator(Promises):
         """At the start it asks a source that depends on the tick alone for the whole history, any other for nothing."""
         simulated, own = Counting(True), Counting(False, lambda tick: [metric("live", 1)])
         broadcaster = sse.Broadcaster(1.0, 20)
-        with mock.patch.object(sse, "time", FakeTime()), sse.Generator(broadcaster, [own, simulated]):
+        with (
+            mock.patch.object(sse, "time", FakeTime()),
+            sse.Generator(broadcaster, [own, simulated]),
+        ):
             held = [int(last.partition("-")[0]) for last in ids(read_all(broadcaster, history=60))]
             self.assertEqual(held, list(range(held[0], held[0] + 20_000, 1000)))
             self.assertEqual(held[0] % 1000, 0)
@@ -834,16 +1023,27 @@ class TheGenerator(Promises):
             own.wait_for(1)
             self.assertTrue(eventually(lambda: broadcaster.events_published))
         newest = [data["name"] for kind, data, _ in read_all(broadcaster) if kind == "metric"]
-        self.assertEqual(newest, ["own", "live"])  # replayable ones first: their IDs are the same after a restart
+        self.assertEqual(
+            newest, ["own", "live"]
+        )  # replayable ones first: their IDs are the same after a restart
 
     def test_a_server_that_starts_resumes_what_one_that_ran_on_would(self):
         """The last ID of the tick before the oldest that is held misses nothing, whatever the history."""
         for history in (0, 0.5, 3):
             broadcaster = sse.Broadcaster(1.0, history)
-            with mock.patch.object(sse, "time", FakeTime()), sse.Generator(broadcaster, [Counting(True)]):
+            with (
+                mock.patch.object(sse, "time", FakeTime()),
+                sse.Generator(broadcaster, [Counting(True)]),
+            ):
                 first = int(ids(read_all(broadcaster, history=60))[0].partition("-")[0])
-                self.assertEqual(read_all(broadcaster, last_event_id=f"{first - 1000}-1")[0][0], "status", history)
-                self.assertEqual(read_all(broadcaster, last_event_id=f"{first - 1000}-0")[0][0], "reset", history)
+                self.assertEqual(
+                    read_all(broadcaster, last_event_id=f"{first - 1000}-1")[0][0],
+                    "status",
+                    history,
+                )
+                self.assertEqual(
+                    read_all(broadcaster, last_event_id=f"{first - 1000}-0")[0][0], "reset", history
+                )
 
     def test_what_only_a_past_run_knew_has_expired(self):
         """Where no source can tell of the past, an ID from before the start is answered by `reset`, whatever the history."""
@@ -857,7 +1057,10 @@ class TheGenerator(Promises):
         broken, good = Counting(act=lambda tick: 1 / 0), Counting()
         strange = Counting(act=lambda tick: ["no event"])
         broadcaster = sse.Broadcaster(0.05, 0)
-        with broadcaster.subscribe() as subscription, sse.Generator(broadcaster, [broken, strange, good]):
+        with (
+            broadcaster.subscribe() as subscription,
+            sse.Generator(broadcaster, [broken, strange, good]),
+        ):
             broken.wait_for(3)
             good.wait_for(3)
             subscription.end("closed")
@@ -865,7 +1068,9 @@ class TheGenerator(Promises):
         self.assertEqual({data["name"] for kind, data, _ in events if kind == "metric"}, {"own"})
         self.assertGreaterEqual([kind for kind, _, _ in events].count("status"), 2)
         found = self.expect_logged("left out")
-        self.assertLessEqual({ZeroDivisionError, TypeError}, {record.exc_info[0] for record in found})
+        self.assertLessEqual(
+            {ZeroDivisionError, TypeError}, {record.exc_info[0] for record in found}
+        )
 
     def test_what_no_source_should_do_ends_nothing(self):
         """SystemExit, or an event that cannot be encoded after all: the next tick comes."""
@@ -886,6 +1091,7 @@ class TheGenerator(Promises):
 
     def test_a_signal_ends_the_filling_of_history(self):
         """Ctrl-C while a long history is computed in the main thread is no fault of a source: it comes through."""
+
         def interrupted(tick):
             raise KeyboardInterrupt
 
@@ -897,7 +1103,9 @@ class TheGenerator(Promises):
         broadcaster, subscribed = filled(1), []
 
         def subscribe(tick):
-            other = threading.Thread(target=lambda: subscribed.extend(read_all(broadcaster)), daemon=True)
+            other = threading.Thread(
+                target=lambda: subscribed.extend(read_all(broadcaster)), daemon=True
+            )
             other.start()
             other.join(DEADLINE)
             return []
@@ -910,7 +1118,10 @@ class TheGenerator(Promises):
         clock = FakeTime()
         with mock.patch.object(sse, "time", clock):
             source, broadcaster = Counting(True), sse.Broadcaster(0.05, 300)
-            with broadcaster.subscribe(history=0) as subscription, sse.Generator(broadcaster, [source]):
+            with (
+                broadcaster.subscribe(history=0) as subscription,
+                sse.Generator(broadcaster, [source]),
+            ):
                 source.wait_for(6002)
                 clock.wall += 20
                 source.wait_for(450)
@@ -927,8 +1138,17 @@ class TheGenerator(Promises):
                 last = broadcaster.snapshot()["last_event_id"]
                 clock.wall += 3600
                 self.assertTrue(eventually(lambda: subscription.reason == "lapsed"))
-                self.assertTrue(eventually(lambda: broadcaster.snapshot()["last_event_id"] != last and broadcaster.snapshot()["last_event_id"]))
-                self.assertEqual(read_all(broadcaster, last_event_id=last)[0][1]["reason"], "expired")
+                self.assertTrue(
+                    eventually(
+                        lambda: (
+                            broadcaster.snapshot()["last_event_id"] != last
+                            and broadcaster.snapshot()["last_event_id"]
+                        )
+                    )
+                )
+                self.assertEqual(
+                    read_all(broadcaster, last_event_id=last)[0][1]["reason"], "expired"
+                )
         self.assertLess(len(source.ticks), 3000)
 
     def test_a_clock_that_is_set_back_stops_nothing(self):
@@ -977,11 +1197,18 @@ class Requests(Promises):
         head, _, body = exchange(self.address, request).partition(b"\r\n\r\n")
         status, *lines = head.decode("latin-1").split("\r\n")
         self.assertRegex(status, r"^HTTP/1\.1 [1-5]\d\d ")
-        return int(status.split()[1]), {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}, body
+        return (
+            int(status.split()[1]),
+            {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)},
+            body,
+        )
 
     def check_problem(self, expected, request):
         status, headers, body = self.answer(request)
-        self.assertEqual((status, headers["content-type"], headers["connection"]), (expected, "application/json", "close"))
+        self.assertEqual(
+            (status, headers["content-type"], headers["connection"]),
+            (expected, "application/json", "close"),
+        )
         self.assertEqual(list(json.loads(body)), ["error"])
         self.assertEqual(int(headers["content-length"]), len(body))
         return headers, json.loads(body)["error"]
@@ -990,33 +1217,77 @@ class Requests(Promises):
         """`/` is index.html, with a policy that allows its own script and style by hash, and nothing else."""
         status, headers, body = fetch(self.address, "/")
         self.assertEqual((status, body), (200, (HERE / "index.html").read_bytes()))
-        policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+        policy = dict(
+            part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";")
+        )
         for tag in ("script", "style"):
             found = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>".encode(), body, re.DOTALL)
-            expected = [f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found]
+            expected = [
+                f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+                for text in found
+            ]
             self.assertEqual(policy.pop(f"{tag}-src").split(), expected)
-        self.assertEqual(policy, {"default-src": "'none'", "connect-src": "'self'", "img-src": "data:", "base-uri": "'none'",
-                                  "form-action": "'none'", "frame-ancestors": "'none'"})
+        self.assertEqual(
+            policy,
+            {
+                "default-src": "'none'",
+                "connect-src": "'self'",
+                "img-src": "data:",
+                "base-uri": "'none'",
+                "form-action": "'none'",
+                "frame-ancestors": "'none'",
+            },
+        )
         self.assertEqual(headers["X-Content-Type-Options"], "nosniff")
         self.assertEqual(headers["Referrer-Policy"], "no-referrer")
-        self.assertEqual((headers["Content-Type"], headers["Server"]), ("text/html; charset=utf-8", "sse-dashboard"))
-        self.assertEqual(set(headers), {"Server", "Date", "Content-Type", "Content-Length", "Content-Security-Policy", "ETag",
-                                        "Referrer-Policy", "Cache-Control", "X-Content-Type-Options", "Connection"})
+        self.assertEqual(
+            (headers["Content-Type"], headers["Server"]),
+            ("text/html; charset=utf-8", "sse-dashboard"),
+        )
+        self.assertEqual(
+            set(headers),
+            {
+                "Server",
+                "Date",
+                "Content-Type",
+                "Content-Length",
+                "Content-Security-Policy",
+                "ETag",
+                "Referrer-Policy",
+                "Cache-Control",
+                "X-Content-Type-Options",
+                "Connection",
+            },
+        )
 
     def test_the_page_is_sent_once(self):
         """With the page's ETag in If-None-Match: 304, no body."""
         tag = fetch(self.address, "/")[1]["ETag"]
-        for value, expected in ((tag, 304), (f'"x", W/{tag}', 304), ("*", 304), ('"x"', 200), ("", 200)):
+        for value, expected in (
+            (tag, 304),
+            (f'"x", W/{tag}', 304),
+            ("*", 304),
+            ('"x"', 200),
+            ("", 200),
+        ):
             status, headers, body = fetch(self.address, "/", headers={"If-None-Match": value})
-            self.assertEqual((status, bool(body), headers["ETag"]), (expected, expected == 200, tag))
+            self.assertEqual(
+                (status, bool(body), headers["ETag"]), (expected, expected == 200, tag)
+            )
 
     def test_the_headers_of_an_event_stream(self):
         """Each stream says what it is, that nobody may store, change or buffer it, and that it ends with the connection."""
         for path in STREAMS:
             head = self.stream(self.server, path).opened().head.decode()
-            for line in ("HTTP/1.1 200 OK", "Content-Type: text/event-stream", "Cache-Control: no-store, no-transform",
-                         "X-Accel-Buffering: no", "X-Content-Type-Options: nosniff", "Connection: close",
-                         "Access-Control-Allow-Origin: *"):
+            for line in (
+                "HTTP/1.1 200 OK",
+                "Content-Type: text/event-stream",
+                "Cache-Control: no-store, no-transform",
+                "X-Accel-Buffering: no",
+                "X-Content-Type-Options: nosniff",
+                "Connection: close",
+                "Access-Control-Allow-Origin: *",
+            ):
                 self.assertIn(line, head.split("\r\n"))
             self.assertNotIn("Content-Length", head)
             self.assertNotIn("Transfer-Encoding", head)
@@ -1026,7 +1297,9 @@ class Requests(Promises):
         for path, kinds in zip(STREAMS, ({"metric"}, {"alert"}, {"metric", "alert", "status"})):
             stream = self.stream(self.server, path + "?history=60").opened()
             tick = self.server.tick()
-            events = stream.until(lambda stream: any(last.startswith(str(tick)) for _, _, last in stream.events))
+            events = stream.until(
+                lambda stream: any(last.startswith(str(tick)) for _, _, last in stream.events)
+            )
             self.assertEqual({kind for kind, _, _ in events}, kinds)
             self.assertTrue(all(data["type"] == kind for kind, data, _ in events))
 
@@ -1038,31 +1311,55 @@ class Requests(Promises):
             if path in STREAMS:
                 get = self.stream(self.server, path).opened().head
             else:
-                get = exchange(self.address, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).partition(b"\r\n\r\n")[0]
+                get = exchange(
+                    self.address, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                ).partition(b"\r\n\r\n")[0]
             ignore = rb"(Date|Content-Length): [^\r]*"  # the status changes between the two
-            self.assertEqual(re.sub(ignore, b"", head.strip()), re.sub(ignore, b"", get.strip()), path)
-        self.assertEqual(self.answer(b"HEAD /api/events/all?history=x HTTP/1.1\r\nHost: x\r\n\r\n")[::2], (400, b""))
+            self.assertEqual(
+                re.sub(ignore, b"", head.strip()), re.sub(ignore, b"", get.strip()), path
+            )
+        self.assertEqual(
+            self.answer(b"HEAD /api/events/all?history=x HTTP/1.1\r\nHost: x\r\n\r\n")[::2],
+            (400, b""),
+        )
 
     def test_options_tells_what_is_allowed(self):
         """OPTIONS: 204, Allow, and what a page of another origin may send."""
         for path in (*ROUTES, "*"):
-            status, headers, body = self.answer(f"OPTIONS {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            status, headers, body = self.answer(
+                f"OPTIONS {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            )
             self.assertEqual((status, body), (204, b""))
             self.assertEqual(headers["allow"], "GET, HEAD, OPTIONS")
             self.assertEqual(headers["access-control-allow-methods"], "GET, HEAD, OPTIONS")
-            self.assertEqual(headers["access-control-allow-headers"], "Last-Event-ID, Cache-Control")
-            self.assertEqual(headers.get("access-control-allow-origin"), "*" if path.startswith("/api") else None)
+            self.assertEqual(
+                headers["access-control-allow-headers"], "Last-Event-ID, Cache-Control"
+            )
+            self.assertEqual(
+                headers.get("access-control-allow-origin"), "*" if path.startswith("/api") else None
+            )
             self.assertNotIn("content-length", headers)
 
     def test_other_methods_and_other_paths(self):
         """Another method is 405 with Allow; another path 404, whatever the method."""
         for method in ("POST", "PUT", "DELETE", "PATCH", "TRACE", "FOO", "get"):
             for path in ROUTES:
-                headers, sentence = self.check_problem(405, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                headers, sentence = self.check_problem(
+                    405, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                )
                 self.assertEqual(headers["allow"], "GET, HEAD, OPTIONS")
         for method in ("GET", "POST", "OPTIONS", "FOO"):
-            for path in ("/x", "/api", "/api/events", "/api/events/", "/index.html", "/../etc/passwd", "/%2e%2e/x", "/#x",
-                         "http://x#y"):
+            for path in (
+                "/x",
+                "/api",
+                "/api/events",
+                "/api/events/",
+                "/index.html",
+                "/../etc/passwd",
+                "/%2e%2e/x",
+                "/#x",
+                "http://x#y",
+            ):
                 self.check_problem(404, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     def test_the_status(self):
@@ -1070,14 +1367,23 @@ class Requests(Promises):
         first = self.stream(self.server).opened()
         status, headers, body = fetch(self.address, "/api/status")
         snapshot = json.loads(body)
-        self.assertEqual((status, headers["Content-Type"], headers["Cache-Control"]), (200, "application/json", "no-store"))
+        self.assertEqual(
+            (status, headers["Content-Type"], headers["Cache-Control"]),
+            (200, "application/json", "no-store"),
+        )
         self.assertEqual(headers["Access-Control-Allow-Origin"], "*")
         self.assertEqual((snapshot["status"], snapshot["connections"]), ("ok", 1))
-        self.assertEqual((snapshot["events_published"], snapshot["last_event_id"]), (24, f"{self.server.now}-8"))
+        self.assertEqual(
+            (snapshot["events_published"], snapshot["last_event_id"]), (24, f"{self.server.now}-8")
+        )
         self.assertGreaterEqual(snapshot["uptime_seconds"], 0)
         self.assertEqual(set(snapshot["ended"]), set(sse.REASONS))
         first.socket.close()
-        self.assertTrue(eventually(lambda: json.loads(fetch(self.address, "/api/status")[2])["ended"]["closed"] == 1))
+        self.assertTrue(
+            eventually(
+                lambda: json.loads(fetch(self.address, "/api/status")[2])["ended"]["closed"] == 1
+            )
+        )
 
     def test_filters(self):
         """Names and levels, repeated or with commas, narrow their own kind; an empty value and unknown parameters nothing."""
@@ -1091,24 +1397,40 @@ class Requests(Promises):
         ):
             stream = self.stream(self.server, f"/api/events/all?{query}").opened()
             self.server.tick(events_of(0, 7, 4))
-            events = stream.until(lambda stream: sum(kind == "status" for kind, _, _ in stream.events) >= 2)
+            events = stream.until(
+                lambda stream: sum(kind == "status" for kind, _, _ in stream.events) >= 2
+            )
             new = [data for _, data, last in events if last.startswith(str(self.server.now))]
             self.assertEqual({data["name"] for data in new if data["type"] == "metric"}, names)
             self.assertEqual({data["level"] for data in new if data["type"] == "alert"}, levels)
         stream = self.stream(self.server, "/api/events/metrics?level=error&history=60")
         published = 7 * (self.server.now - TICK) // 1000
-        self.assertEqual(len(stream.until(lambda stream: len(stream.events) >= published)), published)
+        self.assertEqual(
+            len(stream.until(lambda stream: len(stream.events) >= published)), published
+        )
 
     def test_bad_parameters(self):
         """A name, level or history that cannot be is 400, and the answer names what can."""
         for path in STREAMS:
-            for query, words in (("name=cpu", METRICS), ("level=fatal", sse.LEVELS), ("name=cpu_usage,x", METRICS),
-                                 *((f"history={text}", ["seconds"]) for text in ("x", "-1", "nan", "inf", "1e3", "1_0", "+1", "%20")),
-                                 ("lastEventId=1%0A2", ["control"]), ("lastEventId=%00", ["control"])):
-                _, sentence = self.check_problem(400, f"GET {path}?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            for query, words in (
+                ("name=cpu", METRICS),
+                ("level=fatal", sse.LEVELS),
+                ("name=cpu_usage,x", METRICS),
+                *(
+                    (f"history={text}", ["seconds"])
+                    for text in ("x", "-1", "nan", "inf", "1e3", "1_0", "+1", "%20")
+                ),
+                ("lastEventId=1%0A2", ["control"]),
+                ("lastEventId=%00", ["control"]),
+            ):
+                _, sentence = self.check_problem(
+                    400, f"GET {path}?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                )
                 for word in words:
                     self.assertIn(word, sentence)
-        self.check_problem(400, b"GET /api/events/all HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1\x01\r\n\r\n")
+        self.check_problem(
+            400, b"GET /api/events/all HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1\x01\r\n\r\n"
+        )
         for path in ("/x", "/api/status"):  # however many there are, unknown ones are ignored
             many = f"GET {path}?{'&'.join(['a=1'] * 500)} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
             self.assertEqual(self.answer(many)[0], 404 if path == "/x" else 200)
@@ -1116,13 +1438,19 @@ class Requests(Promises):
     def test_resume_by_header_and_by_parameter(self):
         """`Last-Event-ID` beats `lastEventId`, and both beat `history`."""
         early, late = f"{self.server.now - 2000}-8", f"{self.server.now}-6"
-        for query, headers, count in ((f"?lastEventId={late}", (), 2), (f"?lastEventId={early}&history=0", (), 16),
-                                      (f"?lastEventId={early}", [f"Last-Event-ID: {late}"], 2),
-                                      ("?history=60", [f"Last-Event-ID: {late} \t"], 2), ("?lastEventId=", (), 8)):
+        for query, headers, count in (
+            (f"?lastEventId={late}", (), 2),
+            (f"?lastEventId={early}&history=0", (), 16),
+            (f"?lastEventId={early}", [f"Last-Event-ID: {late}"], 2),
+            ("?history=60", [f"Last-Event-ID: {late} \t"], 2),
+            ("?lastEventId=", (), 8),
+        ):
             server = self.serve()
             stream = self.stream(server, f"/api/events/all{query}", headers).opened()
             server.tick([])
-            events = stream.until(lambda stream: sum(kind == "status" for kind, _, _ in stream.events) >= 2)
+            events = stream.until(
+                lambda stream: sum(kind == "status" for kind, _, _ in stream.events) >= 2
+            )
             self.assertEqual(len(ids(events)), count, query)
 
     def test_a_reset_is_an_answer_like_any_other(self):
@@ -1130,24 +1458,44 @@ class Requests(Promises):
         stream = self.stream(self.server, "/api/events/metrics?lastEventId=nonsense")
         events = stream.until(lambda stream: len(stream.events) >= 22)
         self.assertIn(b" 200 ", stream.head)
-        self.assertEqual((events[0][0], events[0][1]["reason"], events[0][2]), ("reset", "unknown", ""))
+        self.assertEqual(
+            (events[0][0], events[0][1]["reason"], events[0][2]), ("reset", "unknown", "")
+        )
         self.assertEqual(len(ids(events)), 21)
 
     def test_targets(self):
         """Absolute form, doubled slashes, escapes and HTTP/1.0 reach the same route; other forms get 400."""
-        for line in (b"GET http://x/api/status HTTP/1.1", b"GET //api/status HTTP/1.1", b"GET /api/%73tatus?x HTTP/1.1",
-                     b"GET HTTP://x/api/status?a=b HTTP/1.1", b"GET https://u@[::1]:80/api/status HTTP/1.1"):
+        for line in (
+            b"GET http://x/api/status HTTP/1.1",
+            b"GET //api/status HTTP/1.1",
+            b"GET /api/%73tatus?x HTTP/1.1",
+            b"GET HTTP://x/api/status?a=b HTTP/1.1",
+            b"GET https://u@[::1]:80/api/status HTTP/1.1",
+        ):
             self.assertEqual(self.answer(line + b"\r\nHost: x\r\n\r\n")[0], 200, line)
         for request in (b"GET /api/status HTTP/1.0\r\n\r\n", b"GET /api/status\r\n\r\n"):
             self.assertEqual(self.answer(request)[0], 200)
-        for line in (b"GET ftp://x/ HTTP/1.1", b"GET x HTTP/1.1", b"GET http://[ HTTP/1.1", b"GET * HTTP/1.1",
-                     b"GET ?x HTTP/1.1", b"GET #x HTTP/1.1", b"GET http: HTTP/1.1", b"GET http:/api/status HTTP/1.1"):
+        for line in (
+            b"GET ftp://x/ HTTP/1.1",
+            b"GET x HTTP/1.1",
+            b"GET http://[ HTTP/1.1",
+            b"GET * HTTP/1.1",
+            b"GET ?x HTTP/1.1",
+            b"GET #x HTTP/1.1",
+            b"GET http: HTTP/1.1",
+            b"GET http:/api/status HTTP/1.1",
+        ):
             self.check_problem(400, line + b"\r\nHost: x\r\n\r\n")
 
     def test_header_fields_that_are_none(self):
         """A line without a colon, a space before it, or a NUL is 400: else the fields behind it would be lost in silence."""
         for line in (b"junk", b"Foo : y", b"Foo: a\0b"):
-            self.check_problem(400, b"GET /api/status HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nLast-Event-ID: 1-1\r\n\r\n")
+            self.check_problem(
+                400,
+                b"GET /api/status HTTP/1.1\r\nHost: x\r\n"
+                + line
+                + b"\r\nLast-Event-ID: 1-1\r\n\r\n",
+            )
         self.check_problem(400, b"GET /api/status HTTP/0.9\r\n\r\n")
         self.check_problem(431, b"GET /api/status HTTP/0.9\r\n" + b"A: b\r\n" * 200 + b"\r\n")
 
@@ -1159,8 +1507,11 @@ class Requests(Promises):
     def test_what_is_too_long_or_no_request(self):
         """Garbage, long lines and many headers: 400, 414, 431, 505, with a JSON body."""
         for request, expected in (
-            (b"garbage\r\n\r\n", 400), (b"\x16\x03\x01\x02\x00\r\n\r\n", 400), (b"GET / HTTP/x\r\n\r\n", 400),
-            (b"GET / / HTTP/1.1\r\n\r\n", 400), (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+            (b"garbage\r\n\r\n", 400),
+            (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
+            (b"GET / HTTP/x\r\n\r\n", 400),
+            (b"GET / / HTTP/1.1\r\n\r\n", 400),
+            (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
             (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
             (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", 431),
             (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
@@ -1177,14 +1528,21 @@ class Requests(Promises):
             answer = exchange(self.address, request)
             self.assertEqual(answer.count(b"HTTP/1.1 "), 1)
             self.assertIn(b" 200 OK", answer)
-        self.check_problem(405, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000)
+        self.check_problem(
+            405, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"x" * 200_000
+        )
 
     def test_an_answer_is_not_lost_to_a_body_on_its_way(self):
         """The connection is closed in two steps: who still sends is not reset before it has read (RFC 9112, 9.6)."""
         self.setting(LINGER_SECONDS=float(DEADLINE))
-        with socket.create_connection(self.address, DEADLINE) as connection, selectors.DefaultSelector() as answered:
+        with (
+            socket.create_connection(self.address, DEADLINE) as connection,
+            selectors.DefaultSelector() as answered,
+        ):
             answered.register(connection, selectors.EVENT_READ)
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"x" * 50_000)
+            connection.sendall(
+                b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"x" * 50_000
+            )
             self.assertTrue(answered.select(DEADLINE))
             for _ in range(20):
                 connection.sendall(b"x" * 10_000)
@@ -1198,8 +1556,11 @@ class Requests(Promises):
         evil = b"/%0d%0aSet-Cookie:a=b\x1b[31m?name=%0d%0aX:y"
         sse.logger.setLevel(logging.DEBUG)
         self.addCleanup(sse.logger.setLevel, logging.NOTSET)
-        for request in (b"GET " + evil + b" HTTP/1.1\r\nHost: \x1b[31mx\r\n\r\n", b"\x1b[31m" + evil + b"\r\n\r\n",
-                        b"GET /api/events/all?lastEventId=" + evil + b" HTTP/1.1\r\nHost: x\r\n\r\n"):
+        for request in (
+            b"GET " + evil + b" HTTP/1.1\r\nHost: \x1b[31mx\r\n\r\n",
+            b"\x1b[31m" + evil + b"\r\n\r\n",
+            b"GET /api/events/all?lastEventId=" + evil + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        ):
             answer = exchange(self.address, request)
             for part in (b"Set-Cookie", b"\x1b", b"X:y"):
                 self.assertNotIn(part, answer)
@@ -1211,10 +1572,29 @@ class Requests(Promises):
         """Whatever comes, it is answered or closed, without a traceback, and the server serves on."""
         self.setting(REQUEST_SECONDS=0.3, LINGER_SECONDS=0.1)
         chance = random.Random(7)
-        valid = [b"GET / HTTP/1.1\r\nHost: x\r\nIf-None-Match: \"x\"\r\n\r\n", b"HEAD /api/status HTTP/1.0\r\n\r\n",
-                 b"GET /api/events/all?history=5&name=cpu_usage&lastEventId=1-1 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 5-5\r\n\r\n",
-                 b"OPTIONS /api/events/alerts?level=info HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"]
-        pieces = [b"\r\n", b"\0", b"\xff", b" ", b":", b"%", b"?", b"&", b"=", b"HTTP/9.9", b"\t", b"-", b"//", b"A" * 5000, b"\n"]
+        valid = [
+            b'GET / HTTP/1.1\r\nHost: x\r\nIf-None-Match: "x"\r\n\r\n',
+            b"HEAD /api/status HTTP/1.0\r\n\r\n",
+            b"GET /api/events/all?history=5&name=cpu_usage&lastEventId=1-1 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 5-5\r\n\r\n",
+            b"OPTIONS /api/events/alerts?level=info HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+        ]
+        pieces = [
+            b"\r\n",
+            b"\0",
+            b"\xff",
+            b" ",
+            b":",
+            b"%",
+            b"?",
+            b"&",
+            b"=",
+            b"HTTP/9.9",
+            b"\t",
+            b"-",
+            b"//",
+            b"A" * 5000,
+            b"\n",
+        ]
         watcher = self.stream(self.server).opened()
         with selectors.DefaultSelector() as waiting:
             for _ in range(300):
@@ -1228,7 +1608,9 @@ class Requests(Promises):
                 waiting.register(connection, selectors.EVENT_READ)
             end = time.monotonic() + DEADLINE
             while waiting.get_map():
-                self.assertLess(time.monotonic(), end, "a connection got neither an answer nor its end")
+                self.assertLess(
+                    time.monotonic(), end, "a connection got neither an answer nor its end"
+                )
                 for key, _ in waiting.select(1):
                     with contextlib.suppress(ConnectionError):
                         answer = key.fileobj.recv(65536)
@@ -1265,7 +1647,9 @@ def may_open(number):
 
 def drop_everything(connection):
     """Lets the kernel throw away every packet that comes to this socket: to its peer, this machine has vanished."""
-    instructions = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # one: keep 0 bytes
+    instructions = ctypes.create_string_buffer(
+        struct.pack("HBBI", 0x06, 0, 0, 0)
+    )  # one: keep 0 bytes
     program = struct.pack("HL", 1, ctypes.addressof(instructions))  # struct sock_fprog
     connection.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
 
@@ -1289,7 +1673,13 @@ class Connections(Promises):
             self.assertEqual(server.broadcaster.snapshot()["connections"], 3)
             for stream in streams:
                 leave(stream)
-            gone = eventually(lambda: (threads_of(), descriptors_of(), server.broadcaster.snapshot()["connections"]) == (*before, 0), 1)
+            gone = eventually(
+                lambda: (
+                    (threads_of(), descriptors_of(), server.broadcaster.snapshot()["connections"])
+                    == (*before, 0)
+                ),
+                1,
+            )
             self.assertTrue(gone, (before, threads_of(), descriptors_of()))
         self.assertEqual(server.status()["ended"], dict.fromkeys(sse.REASONS, 0) | {"closed": 9})
         self.assertEqual((server.deadlines, server.refused), ({}, {}))
@@ -1310,7 +1700,9 @@ class Connections(Promises):
         self.setting(HEARTBEAT_SECONDS=0.2)
         gate = threading.Event()
         self.addCleanup(gate.set)
-        blocking = Counting(act=lambda tick: [alert("info", "at last")] if gate.wait(DEADLINE) else [])
+        blocking = Counting(
+            act=lambda tick: [alert("info", "at last")] if gate.wait(DEADLINE) else []
+        )
         with sse.DashboardServer("127.0.0.1", 0, sources=[blocking], interval=0.05) as server:
             blocking.wait_for(1)
             with Stream(server.server_address, "/api/events/alerts") as stream:
@@ -1342,13 +1734,18 @@ class Connections(Promises):
         self.setting(SEND_BUFFER_BYTES=4096)
         server = self.serve(0)
         server.tick()
-        slow, quick = self.stream(server, receive_buffer=2048).opened(), self.stream(server).opened()
+        slow, quick = (
+            self.stream(server, receive_buffer=2048).opened(),
+            self.stream(server).opened(),
+        )
         for _ in range(3000):
             server.tick()
             quick.until_id(server.now)
             if server.closed:
                 break
-        self.assertEqual((server.closed, server.broadcaster.snapshot()["connections"]), (["slow"], 1))
+        self.assertEqual(
+            (server.closed, server.broadcaster.snapshot()["connections"]), (["slow"], 1)
+        )
         first = ids(slow.to_the_end())
         rest = self.stream(server, "/api/events/all", [f"Last-Event-ID: {first[-1]}"])
         self.assertEqual(first + ids(rest.until_id(server.now)), ids(quick.events))
@@ -1357,7 +1754,11 @@ class Connections(Promises):
     def test_a_client_that_takes_nothing_is_cut_after_the_time_out(self):
         """Where its queue does not fill, the time-out of a write ends it, as stalled."""
         timeout = ("SOL_SOCKET", "SO_SNDTIMEO", struct.pack("@ll", 0, 200_000))
-        options = [option for option in sse.SOCKET_OPTIONS if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")]
+        options = [
+            option
+            for option in sse.SOCKET_OPTIONS
+            if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")
+        ]
         self.setting(SOCKET_OPTIONS=(*options, timeout))
         server = self.serve()
         self.stream(server, receive_buffer=2048).opened()
@@ -1366,11 +1767,20 @@ class Connections(Promises):
         self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
         self.assertEqual(server.status()["ended"]["stalled"], 1)
 
-    @unittest.skipUnless(hasattr(socket, "TCP_USER_TIMEOUT"), "TCP_USER_TIMEOUT is missing: run it on Linux")
+    @unittest.skipUnless(
+        hasattr(socket, "TCP_USER_TIMEOUT"), "TCP_USER_TIMEOUT is missing: run it on Linux"
+    )
     def test_the_kernel_ends_a_peer_that_acknowledges_nothing(self):
         """A frozen peer behind a closed window: TCP_USER_TIMEOUT ends the connection, on a stream of comments alone."""
-        options = [option for option in sse.SOCKET_OPTIONS if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")]
-        self.setting(SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)), HEARTBEAT_SECONDS=0.2)
+        options = [
+            option
+            for option in sse.SOCKET_OPTIONS
+            if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")
+        ]
+        self.setting(
+            SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)),
+            HEARTBEAT_SECONDS=0.2,
+        )
         server = self.serve()
         frozen = self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
         server.tick([alert("info", "x" * 200_000)])
@@ -1381,18 +1791,27 @@ class Connections(Promises):
         """They are set on the listening socket, and the system hands them on."""
         server = self.serve()
         self.stream(server).opened()
-        connection, = server.deadlines
+        (connection,) = server.deadlines
         self.assertTrue(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        self.assertLessEqual(connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 4 * sse.SEND_BUFFER_BYTES)
+        self.assertLessEqual(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 4 * sse.SEND_BUFFER_BYTES
+        )
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            self.assertEqual(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 10_000)
-            seconds, _ = struct.unpack("@ll", connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16))
+            self.assertEqual(
+                connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 10_000
+            )
+            seconds, _ = struct.unpack(
+                "@ll", connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16)
+            )
             self.assertEqual(seconds, 10)
 
     @ON_LINUX
     def test_a_peer_that_vanishes_without_a_word_is_gone(self):
         """Its side drops every packet: a heartbeat finds out, on a silent stream, and nobody else notices."""
-        self.setting(SOCKET_OPTIONS=((*sse.SOCKET_OPTIONS, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500))), HEARTBEAT_SECONDS=0.2)
+        self.setting(
+            SOCKET_OPTIONS=((*sse.SOCKET_OPTIONS, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500))),
+            HEARTBEAT_SECONDS=0.2,
+        )
         server = self.serve()
         other = self.stream(server).opened()
         vanished = self.stream(server, "/api/events/alerts?level=error").opened()
@@ -1472,7 +1891,9 @@ class Connections(Promises):
         self.addCleanup(silent.close)
         self.assertTrue(eventually(lambda: len(server.deadlines) == 3))
         for _ in range(20):
-            head, _, body = exchange(server.server_address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+            head, _, body = exchange(
+                server.server_address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+            ).partition(b"\r\n\r\n")
             self.assertTrue(head.startswith(b"HTTP/1.1 503 "))
             self.assertRegex(head, rb"\r\nRetry-After: \d+\r\n")
             self.assertEqual(list(json.loads(body)), ["error"])
@@ -1492,8 +1913,16 @@ class Connections(Promises):
         flooder.start()
         try:
             streams[0].socket.close()
-            self.assertTrue(eventually(lambda: b" 200 " in exchange(
-                server.server_address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")[:20]))
+            self.assertTrue(
+                eventually(
+                    lambda: (
+                        b" 200 "
+                        in exchange(
+                            server.server_address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"
+                        )[:20]
+                    )
+                )
+            )
         finally:
             stop.set()
             flooder.join()
@@ -1512,7 +1941,9 @@ class Connections(Promises):
                 self.assertEqual(len(server.deadlines), 1)
                 if closes:
                     connection.close()
-                self.assertTrue(eventually(lambda: b" 200 " in exchange(server.server_address, request)))
+                self.assertTrue(
+                    eventually(lambda: b" 200 " in exchange(server.server_address, request))
+                )
 
     def test_those_who_are_refused_are_bounded(self):
         """A flood of refused clients that do not close uses up neither threads nor descriptors; each is told."""
@@ -1530,7 +1961,9 @@ class Connections(Promises):
         """The system has no more threads: it is logged, that client is cut, and the others are served on."""
         server = self.serve()
         stream = self.stream(server).opened()
-        with mock.patch.object(sse._thread, "start_new_thread", side_effect=RuntimeError("can't start new thread")):
+        with mock.patch.object(
+            sse._thread, "start_new_thread", side_effect=RuntimeError("can't start new thread")
+        ):
             self.assertEqual(exchange(server.server_address, b""), b"")
             self.assertTrue(eventually(lambda: self.log))
         self.expect_logged("failed")
@@ -1541,7 +1974,10 @@ class Connections(Promises):
         """A soft limit below --max-clients keeps nobody out."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lower = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, hard))
-        with Command("--max-clients", 200, preexec_fn=lower) as command, contextlib.ExitStack() as stack:
+        with (
+            Command("--max-clients", 200, preexec_fn=lower) as command,
+            contextlib.ExitStack() as stack,
+        ):
             streams = [stack.enter_context(Stream(command.address)) for _ in range(150)]
             for stream in streams:
                 stream.opened()
@@ -1550,10 +1986,17 @@ class Connections(Promises):
     @ON_LINUX
     def test_without_descriptors_it_waits_and_recovers(self):
         """No busy loop, one line in the log each time, and service again when descriptors are free."""
-        program = ("import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
-                   "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.exit(s.main())")
-        child = subprocess.Popen([sys.executable, "-c", program, "--port", "0"], cwd=HERE, text=True,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        program = (
+            "import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.exit(s.main())"
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, "--port", "0"],
+            cwd=HERE,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.addCleanup(child.communicate)
         self.addCleanup(child.kill)
         address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
@@ -1565,10 +2008,16 @@ class Connections(Promises):
             held = [socket.create_connection(address, DEADLINE) for _ in range(60)]
             self.assertTrue(eventually(lambda: descriptors_of(child.pid) == 40 and len(log) > said))
             said, spent = len(log), cpu_seconds_of(child.pid)
-            self.assertFalse(eventually(lambda: cpu_seconds_of(child.pid) - spent > 0.3 or len(log) > said, 1))
+            self.assertFalse(
+                eventually(lambda: cpu_seconds_of(child.pid) - spent > 0.3 or len(log) > said, 1)
+            )
             for connection in held:
                 connection.close()
-            self.assertTrue(eventually(lambda: exchange(address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")))
+            self.assertTrue(
+                eventually(
+                    lambda: exchange(address, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")
+                )
+            )
             self.assertTrue(eventually(lambda: descriptors_of(child.pid) == idle))
         child.send_signal(signal.SIGTERM)
         self.assertEqual(child.wait(DEADLINE), 0)
@@ -1598,7 +2047,10 @@ class Connections(Promises):
                     key.fileobj.settimeout(DEADLINE)
                     key.fileobj.sendall(request)
                     streams.append(key.fileobj)
-        self.assertTrue(eventually(lambda: server.broadcaster.snapshot()["connections"] == 1000), server.broadcaster.snapshot()["connections"])
+        self.assertTrue(
+            eventually(lambda: server.broadcaster.snapshot()["connections"] == 1000),
+            server.broadcaster.snapshot()["connections"],
+        )
         end = f"id: {server.tick()}-8\n\n".encode()
         for connection in streams:
             got = b""
@@ -1622,7 +2074,9 @@ class Connections(Promises):
         self.assertTrue(eventually(lambda: server.status()["ended"]["failed"] == 1))
         self.assertTrue(eventually(lambda: server.closed == ["failed"]))
         self.assertTrue(eventually(lambda: self.log))
-        self.assertEqual(type(self.expect_logged("failed")[0].exc_info[1].__cause__), FileNotFoundError)
+        self.assertEqual(
+            type(self.expect_logged("failed")[0].exc_info[1].__cause__), FileNotFoundError
+        )
 
     def test_a_stream_says_at_verbose_how_it_ended(self):
         """With --verbose each stream's end is one line: address, route, duration, events, reason."""
@@ -1635,7 +2089,9 @@ class Connections(Promises):
         self.assertTrue(eventually(lambda: server.closed))
         lines = [record.getMessage() for record in self.log if "ended" in record.getMessage()]
         self.assertEqual(len(lines), 1)
-        self.assertRegex(lines[0], r"^127\.0\.0\.1 /api/events/all ended after \d+\.\d s and 9 events: closed$")
+        self.assertRegex(
+            lines[0], r"^127\.0\.0\.1 /api/events/all ended after \d+\.\d s and 9 events: closed$"
+        )
 
     def test_the_end_is_in_order(self):
         """Leaving the block ends every stream behind its last whole event, as shutdown, and frees the port."""
@@ -1698,8 +2154,13 @@ class Connections(Promises):
 
     def test_systems_that_lack_something(self):
         """Without TCP_USER_TIMEOUT, SO_SNDTIMEO, SCHED_BATCH, IPv6 options or the resource module the server serves."""
-        for holder, name in ((socket, "TCP_USER_TIMEOUT"), (socket, "SO_SNDTIMEO"), (os, "SCHED_BATCH"),
-                             (os, "sched_setscheduler"), (socket, "IPV6_V6ONLY")):
+        for holder, name in (
+            (socket, "TCP_USER_TIMEOUT"),
+            (socket, "SO_SNDTIMEO"),
+            (os, "SCHED_BATCH"),
+            (os, "sched_setscheduler"),
+            (socket, "IPV6_V6ONLY"),
+        ):
             if not hasattr(holder, name):
                 continue
             with self.subTest(missing=name), mock.patch.object(holder, name, create=True):
@@ -1710,19 +2171,38 @@ class Connections(Promises):
                     self.assertEqual(fetch(server.server_address, "/")[0], 200)
         with mock.patch.dict(sys.modules, {"resource": None}), HandDriven() as server:
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
-        with mock.patch.object(os, "sched_setscheduler", side_effect=PermissionError(errno.EPERM, "no")), HandDriven() as server:
+        with (
+            mock.patch.object(
+                os, "sched_setscheduler", side_effect=PermissionError(errno.EPERM, "no")
+            ),
+            HandDriven() as server,
+        ):
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
 
     def test_hosts(self):
         """IPv4, IPv6 and names; `::` answers IPv4 too; the URL is one that a browser can open."""
-        for host, urls in (("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]"),
-                           ("localhost", None)):
+        for host, urls in (
+            ("127.0.0.1", "127.0.0.1"),
+            ("0.0.0.0", "127.0.0.1"),
+            ("::1", "[::1]"),
+            ("::", "[::1]"),
+            ("localhost", None),
+        ):
             if ":" in host and not socket.has_ipv6:
                 continue
             with self.subTest(host=host), sse.DashboardServer(host, 0, sources=[]) as server:
                 if urls:
                     self.assertEqual(server.url, f"http://{urls}:{server.server_port}/")
-                self.assertEqual(fetch((server.url.split("//")[1].rsplit(":", 1)[0].strip("[]"), server.server_port), "/")[0], 200)
+                self.assertEqual(
+                    fetch(
+                        (
+                            server.url.split("//")[1].rsplit(":", 1)[0].strip("[]"),
+                            server.server_port,
+                        ),
+                        "/",
+                    )[0],
+                    200,
+                )
                 if host == "::":
                     self.assertEqual(fetch(("127.0.0.1", server.server_port), "/")[0], 200)
 
@@ -1742,8 +2222,10 @@ class Connections(Promises):
 
     def test_no_name_is_looked_up_in_reverse(self):
         """Neither the start nor a request asks a name server for the name of an address."""
-        with mock.patch.object(socket, "getfqdn", side_effect=AssertionError), \
-                mock.patch.object(socket, "gethostbyaddr", side_effect=AssertionError):
+        with (
+            mock.patch.object(socket, "getfqdn", side_effect=AssertionError),
+            mock.patch.object(socket, "gethostbyaddr", side_effect=AssertionError),
+        ):
             server = self.serve()
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
 
@@ -1755,17 +2237,39 @@ class TheCommand(Promises):
     def test_the_defaults_are_those_of_the_contract(self):
         """What the options are when none is given, and the limits that have no option."""
         options = vars(sse.parse_arguments([]))
-        self.assertEqual(options, {"host": "127.0.0.1", "port": 8000, "interval": 1.0, "seed": 0, "history": 300.0,
-                                   "max_clients": 1000, "verbose": False})
-        self.assertEqual((sse.RETRY_MS, sse.HEARTBEAT_SECONDS, sse.FUTURE_SECONDS, sse.QUEUE_FRAMES,
-                          sse.REQUEST_SECONDS), ((2000, 4000), 15, 60, 100, 10))
-        self.assertLessEqual(sse.HEARTBEAT_SECONDS + sse.SEND_TIMEOUT_SECONDS, 30)  # a vanished peer is gone by then
+        self.assertEqual(
+            options,
+            {
+                "host": "127.0.0.1",
+                "port": 8000,
+                "interval": 1.0,
+                "seed": 0,
+                "history": 300.0,
+                "max_clients": 1000,
+                "verbose": False,
+            },
+        )
+        self.assertEqual(
+            (
+                sse.RETRY_MS,
+                sse.HEARTBEAT_SECONDS,
+                sse.FUTURE_SECONDS,
+                sse.QUEUE_FRAMES,
+                sse.REQUEST_SECONDS,
+            ),
+            ((2000, 4000), 15, 60, 100, 10),
+        )
+        self.assertLessEqual(
+            sse.HEARTBEAT_SECONDS + sse.SEND_TIMEOUT_SECONDS, 30
+        )  # a vanished peer is gone by then
         self.assertLessEqual(sse.WATCH_SECONDS, 0.5)  # ... and one that closes, within one second
         self.assertLess(sse.WATCH_SECONDS + sse.DRAIN_SECONDS + 2 * sse.HANG_UP_SECONDS, 2)
 
     def test_the_options_reach_the_server(self):
         """Interval, seed, history and the number of clients are those that were asked for."""
-        with Command("--interval", "0.5", "--seed", 7, "--history", 3, "--max-clients", 1) as command:
+        with Command(
+            "--interval", "0.5", "--seed", 7, "--history", 3, "--max-clients", 1
+        ) as command:
             with Stream(command.address, "/api/events/all?lastEventId=1-1") as stream:
                 events = stream.until(lambda stream: len(ids(stream.events)) >= 42)
                 self.assertIn(b" 503 ", exchange(command.address, b""))
@@ -1774,9 +2278,18 @@ class TheCommand(Promises):
             self.assertEqual((status["connections"], status["interval_seconds"]), (1, 0.5))
             ticks = sorted({int(last.partition("-")[0]) for last in ids(events)})
             self.assertEqual({tick % 500 for tick in ticks}, {0})
-            values = [data["value"] for kind, data, last in events if kind == "metric" and last.startswith(str(ticks[0]))]
-            self.assertEqual(values, [event.fields["value"] for event in Simulation(7, 0.5).events_at(ticks[0])[:7]])
-            self.assertGreater(sse.timestamp(ticks[0] + 3500), events[0][1]["timestamp"])  # no more than was asked for
+            values = [
+                data["value"]
+                for kind, data, last in events
+                if kind == "metric" and last.startswith(str(ticks[0]))
+            ]
+            self.assertEqual(
+                values,
+                [event.fields["value"] for event in Simulation(7, 0.5).events_at(ticks[0])[:7]],
+            )
+            self.assertGreater(
+                sse.timestamp(ticks[0] + 3500), events[0][1]["timestamp"]
+            )  # no more than was asked for
 
     def test_what_an_operator_sees(self):
         """With --verbose, a line for each request and each stream's end; without it, nothing, whatever clients do."""
@@ -1785,11 +2298,23 @@ class TheCommand(Promises):
                 exchange(command.address, b"\x1b[2J garbage\r\n\r\n")
                 with Stream(command.address, "/api/events/metrics") as stream:
                     stream.until(lambda stream: len(stream.events) == 7)
-                self.assertTrue(eventually(lambda: json.loads(fetch(command.address, "/api/status")[2])["ended"]["closed"]))
+                self.assertTrue(
+                    eventually(
+                        lambda: json.loads(fetch(command.address, "/api/status")[2])["ended"][
+                            "closed"
+                        ]
+                    )
+                )
                 status, errors, _ = command.end()
             self.assertEqual(status, 0)
-            ends = re.findall(r"127\.0\.0\.1 /api/events/metrics ended after \d+\.\d s and \d+ events: closed\n", errors)
-            self.assertEqual((len(ends), errors.count(" 400 "), "\x1b" in errors), (1, 1, False) if options else (0, 0, False))
+            ends = re.findall(
+                r"127\.0\.0\.1 /api/events/metrics ended after \d+\.\d s and \d+ events: closed\n",
+                errors,
+            )
+            self.assertEqual(
+                (len(ends), errors.count(" 400 "), "\x1b" in errors),
+                (1, 1, False) if options else (0, 0, False),
+            )
             self.assertEqual(bool(errors), bool(options))
 
     def test_the_url_is_printed_once_it_serves(self):
@@ -1798,7 +2323,10 @@ class TheCommand(Promises):
             self.assertRegex(command.url, r"http://127\.0\.0\.1:\d+/")
             self.assertEqual(fetch(command.address, "/")[0], 200)
             stream = Stream(command.address, "/api/events/metrics")
-            names = [data["name"] for _, data, _ in stream.until(lambda stream: len(stream.events) >= 7)[:7]]
+            names = [
+                data["name"]
+                for _, data, _ in stream.until(lambda stream: len(stream.events) >= 7)[:7]
+            ]
             stream.socket.close()
             self.assertEqual(names, METRICS)
             self.assertEqual(command.end()[:2], (0, ""))
@@ -1806,15 +2334,29 @@ class TheCommand(Promises):
     def test_a_wrong_command_line(self):
         """argparse's usage, one line that says what is allowed, status 2."""
         for options, words in (
-            (["--port", "65536"], "0 to 65535"), (["--port", "-1"], "0 to 65535"), (["--port", "x"], "0 to 65535"),
-            (["--port", "1.5"], "0 to 65535"), (["--interval", "0.04"], "0.05 to 60"), (["--interval", "61"], "0.05 to 60"),
-            (["--interval", "nan"], "0.05 to 60"), (["--interval", "inf"], "0.05 to 60"), (["--history", "-1"], "0 to 3600"),
-            (["--history", "3601"], "0 to 3600"), (["--max-clients", "0"], "1 to 100000"), (["--seed", "x"], "int"),
-            (["--max-clients", "100001"], "1 to 100000"), (["--history", "3600", "--interval", "0.05"], "at most 1000 seconds"),
+            (["--port", "65536"], "0 to 65535"),
+            (["--port", "-1"], "0 to 65535"),
+            (["--port", "x"], "0 to 65535"),
+            (["--port", "1.5"], "0 to 65535"),
+            (["--interval", "0.04"], "0.05 to 60"),
+            (["--interval", "61"], "0.05 to 60"),
+            (["--interval", "nan"], "0.05 to 60"),
+            (["--interval", "inf"], "0.05 to 60"),
+            (["--history", "-1"], "0 to 3600"),
+            (["--history", "3601"], "0 to 3600"),
+            (["--max-clients", "0"], "1 to 100000"),
+            (["--seed", "x"], "int"),
+            (["--max-clients", "100001"], "1 to 100000"),
+            (["--history", "3600", "--interval", "0.05"], "at most 1000 seconds"),
             (["--nonsense"], "unrecognized"),
         ):
-            done = subprocess.run([sys.executable, HERE / "sse_dashboard.py", *options], text=True, timeout=DEADLINE,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            done = subprocess.run(
+                [sys.executable, HERE / "sse_dashboard.py", *options],
+                text=True,
+                timeout=DEADLINE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
             self.assertEqual((done.returncode, done.stdout), (2, ""), options)
             *usage, line = done.stderr.splitlines()
             self.assertTrue(usage[0].startswith("usage:"))
@@ -1822,7 +2364,10 @@ class TheCommand(Promises):
 
     def test_what_stands_in_the_way_is_said_in_one_line(self):
         """A port that is taken, a host that is none, a missing page: one line on standard error, status 1."""
-        with socket.create_server(("127.0.0.1", 0)) as taken, tempfile.TemporaryDirectory() as empty:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as taken,
+            tempfile.TemporaryDirectory() as empty,
+        ):
             alone = shutil.copy(HERE / "sse_dashboard.py", empty)
             for script, options, words in (
                 (HERE / "sse_dashboard.py", ["--port", str(taken.getsockname()[1])], "--port"),
@@ -1830,9 +2375,16 @@ class TheCommand(Promises):
                 (HERE / "sse_dashboard.py", ["--port", "0", "--host", "a..b"], "--host"),
                 (alone, ["--port", "0"], "index.html"),
             ):
-                done = subprocess.run([sys.executable, script, *options], text=True, timeout=30,
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (1, "", 1), done.stderr)
+                done = subprocess.run(
+                    [sys.executable, script, *options],
+                    text=True,
+                    timeout=30,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+                self.assertEqual(
+                    (done.returncode, done.stdout, done.stderr.count("\n")), (1, "", 1), done.stderr
+                )
                 self.assertIn(words, done.stderr)
 
     def test_sigterm_and_ctrl_c_are_one_orderly_path(self):
@@ -1907,7 +2459,12 @@ class TheCommand(Promises):
     def test_a_second_ctrl_c_leaves_at_once(self):
         """A second Ctrl-C, while streams still end, ends the process at once, by the signal."""
         with Command("--interval", "0.05", "--history", "1000") as command:
-            stuck = [Stream(command.address, "/api/events/all?history=1000", receive_buffer=2048).opened() for _ in range(3)]
+            stuck = [
+                Stream(
+                    command.address, "/api/events/all?history=1000", receive_buffer=2048
+                ).opened()
+                for _ in range(3)
+            ]
             command.process.send_signal(signal.SIGINT)
             self.assertTrue(eventually(lambda: not self.accepts(command.address)))
             status, errors, seconds = command.end(signal.SIGINT)
@@ -1939,16 +2496,26 @@ class Restarts(Promises):
         with Command("--seed", 3, "--interval", "0.05", "--history", 2) as one:
             with Stream(one.address, "/api/events/all?history=2") as first:
                 first.until(lambda stream: len(stream.events) > 400)
-                with Command("--seed", 3, "--interval", "0.05", "--history", 1) as two, \
-                        Stream(two.address, "/api/events/all?history=1") as second:
+                with (
+                    Command("--seed", 3, "--interval", "0.05", "--history", 1) as two,
+                    Stream(two.address, "/api/events/all?history=1") as second,
+                ):
                     second.until(lambda stream: len(stream.events) > 250)
                     until = ids(second.events)[-1]
                     first.until(lambda stream: until in ids(stream.events))
-        events = [{part.rpartition(b"\nid: ")[2]: part for part in stream.raw.split(b"\n\n")[:-1] if b"\nid: " in part}
-                  for stream in (first, second)]
+        events = [
+            {
+                part.rpartition(b"\nid: ")[2]: part
+                for part in stream.raw.split(b"\n\n")[:-1]
+                if b"\nid: " in part
+            }
+            for stream in (first, second)
+        ]
         shared = events[0].keys() & events[1].keys()
         self.assertGreater(len(shared), 200)
-        self.assertEqual({key: events[0][key] for key in shared}, {key: events[1][key] for key in shared})
+        self.assertEqual(
+            {key: events[0][key] for key in shared}, {key: events[1][key] for key in shared}
+        )
 
     def test_50_clients_through_30_kills(self):
         """Cut at random, taken up again by the last ID over SIGKILL and restart: each is the stream that was never cut."""
@@ -1964,7 +2531,9 @@ class Restarts(Promises):
                     query = f"?lastEventId={last}" if last else ""
                     with Stream(address, f"/api/events/all{query}") as stream:
                         cut_after = random.Random(f"{number} {len(whole)}").randrange(2_000, 60_000)
-                        while stream.read() and len(stream.raw) < cut_after and not stopping.is_set():
+                        while (
+                            stream.read() and len(stream.raw) < cut_after and not stopping.is_set()
+                        ):
                             pass
                 except OSError:
                     stopping.wait(0.01)
@@ -1982,10 +2551,14 @@ class Restarts(Promises):
         try:
             for _ in range(30):
                 with Stream(address) as stream:  # so that some events come between two kills
-                    stream.until(lambda stream, count=chance.randrange(1, 60): len(stream.events) > count)
+                    stream.until(
+                        lambda stream, count=chance.randrange(1, 60): len(stream.events) > count
+                    )
                 command.process.kill()
                 command.process.communicate()
-                command = Command("--seed", 9, "--interval", interval, "--history", 60, port=address[1])
+                command = Command(
+                    "--seed", 9, "--interval", interval, "--history", 60, port=address[1]
+                )
             with Stream(address) as stream:
                 stream.until(lambda stream: len(stream.events) > 100)
         finally:
@@ -1998,8 +2571,11 @@ class Restarts(Promises):
         simulation = Simulation(9, interval)
         first = min(int(re.search(rb"\nid: (\d+)-", whole)[1]) for whole in results)
         last = max(int(re.findall(rb"\nid: (\d+)-", whole)[-1]) for whole in results)
-        never_cut = [event.encode(sse.timestamp(tick), f"{tick}-{number}") for tick in range(first, last + 50, 50)
-                     for number, event in enumerate(simulation.events_at(tick), 1)]
+        never_cut = [
+            event.encode(sse.timestamp(tick), f"{tick}-{number}")
+            for tick in range(first, last + 50, 50)
+            for number, event in enumerate(simulation.events_at(tick), 1)
+        ]
         for whole in results:
             begin = never_cut.index(whole.partition(b"\n\n")[0] + b"\n\n")
             self.assertEqual(whole, b"".join(never_cut[begin : begin + whole.count(b"\n\n")]))
@@ -2013,24 +2589,38 @@ class AsAModule(Promises):
     def test_importing_starts_nothing(self):
         """No thread, no socket, no output."""
         program = "import sse_dashboard, threading; assert threading.active_count() == 1"
-        done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=HERE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         self.assertEqual((done.returncode, done.stdout), (0, b""))
 
     def test_own_sources_beside_the_simulation(self):
         """Their metrics come with the simulated ones, and can be asked for by name."""
         own = Counting()
-        with sse.DashboardServer(port=0, sources=[own, Simulation(interval=0.05)], interval=0.05) as server:
+        with sse.DashboardServer(
+            port=0, sources=[own, Simulation(interval=0.05)], interval=0.05
+        ) as server:
             own.wait_for(2)
             with Stream(server.server_address, "/api/events/metrics?history=5") as stream:
-                events = stream.until(lambda stream: any(data["name"] == "own" for _, data, _ in stream.events))
+                events = stream.until(
+                    lambda stream: any(data["name"] == "own" for _, data, _ in stream.events)
+                )
             self.assertEqual({data["name"] for _, data, _ in events} - {"own"}, set(METRICS))
             with Stream(server.server_address, "/api/events/metrics?name=own") as stream:
                 self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 1)
 
     def test_wrong_use_of_the_server_raises(self):
         """Where the mistake is made, with a sentence: an interval that is none, a simulation with another interval."""
-        for options, words in (({"interval": 0}, "0.001 s"), ({"interval": float("inf")}, "0.001 s"), ({"history": -1}, "history"),
-                               ({"history": float("nan")}, "history"), ({"interval": 0.5, "sources": [Simulation()]}, "0.5 s")):
+        for options, words in (
+            ({"interval": 0}, "0.001 s"),
+            ({"interval": float("inf")}, "0.001 s"),
+            ({"history": -1}, "history"),
+            ({"history": float("nan")}, "history"),
+            ({"interval": 0.5, "sources": [Simulation()]}, "0.5 s"),
+        ):
             with self.assertRaisesRegex(ValueError, words):
                 sse.DashboardServer(port=0, **options)
 
@@ -2050,7 +2640,10 @@ class AsAModule(Promises):
         """Events between two ticks reach every client at once, with IDs in order, from several threads at a time."""
         server = self.serve()
         stream = self.stream(server, "/api/events/alerts").opened()
-        threads = [threading.Thread(target=lambda: [server.publish(alert("info", "x")) for _ in range(20)]) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: [server.publish(alert("info", "x")) for _ in range(20)])
+            for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -2072,7 +2665,9 @@ class AsAModule(Promises):
 
         self.setting(WATCH_SECONDS=0.05)
         server = self.serve(kind=Watching)
-        self.stream(server, "/api/events/metrics").opened().until(lambda stream: len(stream.events) == 7)
+        self.stream(server, "/api/events/metrics").opened().until(
+            lambda stream: len(stream.events) == 7
+        )
         self.assertEqual(seen, [("127.0.0.1", "/api/events/metrics")])
         server.__exit__(None, None, None)
         self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
@@ -2080,17 +2675,30 @@ class AsAModule(Promises):
     def test_the_programs_in_the_readme_run(self):
         """Both serve what they say, in under fifteen lines, and end with Ctrl-C without a word."""
         programs = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
-        for program, expected in zip(programs, (set(METRICS) | {"real_load_average", "real_disk_usage"}, {"jobs_done"}), strict=True):
+        for program, expected in zip(
+            programs,
+            (set(METRICS) | {"real_load_average", "real_disk_usage"}, {"jobs_done"}),
+            strict=True,
+        ):
             self.assertLess(len(program.splitlines()), 15)
             self.assertIn("port=8000", program)
             listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # even where a shell has not
-            child = subprocess.Popen([sys.executable, "-c", listening + program.replace("port=8000", "port=0")], cwd=HERE,
-                                     text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            child = subprocess.Popen(
+                [sys.executable, "-c", listening + program.replace("port=8000", "port=0")],
+                cwd=HERE,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
             self.addCleanup(child.communicate)
             self.addCleanup(child.kill)
             address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
             with Stream(address, "/api/events/metrics") as stream:
-                stream.until(lambda stream, names=expected: names <= {data["name"] for _, data, _ in stream.events})
+                stream.until(
+                    lambda stream, names=expected: (
+                        names <= {data["name"] for _, data, _ in stream.events}
+                    )
+                )
             child.send_signal(signal.SIGINT)
             self.assertEqual(child.communicate(timeout=DEADLINE)[1], "")
 
@@ -2099,7 +2707,9 @@ class AsAModule(Promises):
         server = self.serve()
         everything = self.stream(server).opened()
         server.publish(Event("deploy", {"version": "1.2"}))
-        events = everything.until(lambda stream: any(kind == "deploy" for kind, _, _ in stream.events))
+        events = everything.until(
+            lambda stream: any(kind == "deploy" for kind, _, _ in stream.events)
+        )
         self.assertEqual(events[-1][1]["version"], "1.2")
 
 
@@ -2138,7 +2748,11 @@ class Reconnecting(threading.Thread):
             self.cuts += 1
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
             try:
-                connection.request("GET", "/api/events/all", headers={"Last-Event-ID": self.last_id} if self.last_id else {})
+                connection.request(
+                    "GET",
+                    "/api/events/all",
+                    headers={"Last-Event-ID": self.last_id} if self.last_id else {},
+                )
                 self.read(connection.getresponse())
             except (OSError, http.client.HTTPException):
                 pass  # cut, or no server took the request: once more
@@ -2171,18 +2785,24 @@ class BehindAProxy(Promises):
         self.addCleanup(shutil.rmtree, self.folder)
 
     def start(self, argv):
-        process = subprocess.Popen(argv, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            argv, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.addCleanup(process.wait)
         self.addCleanup(process.terminate)
         return process
 
     def start_server(self, port, ahead=0):
-        process = self.start([sys.executable, "-c", SHIFTED.format(ahead), "--port", str(port), "--interval", "0.1"])
+        process = self.start(
+            [sys.executable, "-c", SHIFTED.format(ahead), "--port", str(port), "--interval", "0.1"]
+        )
         self.assertTrue(eventually(lambda: answers(port)))
         return process
 
     def start_proxy(self, language, argv):
-        text = re.search(rf"```{language}\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)[1]
+        text = re.search(rf"```{language}\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)[
+            1
+        ]
         self.assertLessEqual(text.count("\n"), 20)
         for documented, port in zip(("8080", "8001", "8002"), self.ports):
             text = text.replace(documented, str(port))
@@ -2200,7 +2820,9 @@ class BehindAProxy(Promises):
     def test_nginx(self):
         """Behind nginx too, every client has every event once while servers are killed."""
         log = f"error_log stderr; pid {self.folder}/pid; daemon off;"
-        self.clients_survive("nginx", [NGINX, "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log])
+        self.clients_survive(
+            "nginx", [NGINX, "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log]
+        )
 
     def clients_survive(self, language, argv):
         servers = [self.start_server(self.ports[1]), self.start_server(self.ports[2], ahead=-2)]
@@ -2229,24 +2851,42 @@ class BehindAProxy(Promises):
 
     def nothing_is_held_back(self):
         """A stream on which next to nothing happens is there from its first byte."""
-        with socket.create_connection(("127.0.0.1", self.ports[0]), DEADLINE) as quiet, quiet.makefile("rb") as stream:
+        with (
+            socket.create_connection(("127.0.0.1", self.ports[0]), DEADLINE) as quiet,
+            quiet.makefile("rb") as stream,
+        ):
             quiet.sendall(b"GET /api/events/alerts?level=error HTTP/1.1\r\nHost: localhost\r\n\r\n")
             self.assertTrue(any(line.startswith(b"retry: ") for line in stream))
 
     def never_cut(self, client):
         """The client's stream, from its first event to its last, as the simulation alone would have it."""
-        first, last = (tuple(map(int, re.search(rb"id: (\d+)-(\d+)", wire).groups())) for wire in client.wires[:: len(client.wires) - 1])
+        first, last = (
+            tuple(map(int, re.search(rb"id: (\d+)-(\d+)", wire).groups()))
+            for wire in client.wires[:: len(client.wires) - 1]
+        )
         simulation = Simulation(0, 0.1)
-        return b"".join(event.encode(sse.timestamp(tick), f"{tick}-{number}")
-                        for tick in range(first[0], last[0] + 100, 100)
-                        for number, event in enumerate(simulation.events_at(tick), 1) if first <= (tick, number) <= last)
+        return b"".join(
+            event.encode(sse.timestamp(tick), f"{tick}-{number}")
+            for tick in range(first[0], last[0] + 100, 100)
+            for number, event in enumerate(simulation.events_at(tick), 1)
+            if first <= (tick, number) <= last
+        )
 
 
 # ----------------------------------------------------------------------------------- The page, in a real browser ----
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
-         "--window-size=1440,900")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    "--window-size=1440,900",
+)
 
 
 class Browser:
@@ -2254,17 +2894,28 @@ class Browser:
 
     def __init__(self):
         self.profile = tempfile.mkdtemp()
-        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self.driver = subprocess.Popen(
+            [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         line = next(line for line in self.driver.stdout if "successfully on port" in line)
         self.address, self.session = ("127.0.0.1", int(re.search(r"port (\d+)", line)[1])), ""
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={self.profile}"]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}, "pageLoadStrategy": "none"}
-        self.session = "/session/" + self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        wanted = {
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+            "pageLoadStrategy": "none",
+        }
+        self.session = (
+            "/session/"
+            + self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+        )
 
     def call(self, method, path, body=None):
         connection = http.client.HTTPConnection(*self.address, timeout=60)
         try:
-            connection.request(method, self.session + path, json.dumps(body or {}) if method == "POST" else None)
+            connection.request(
+                method, self.session + path, json.dumps(body or {}) if method == "POST" else None
+            )
             value = json.loads(connection.getresponse().read())["value"]
         finally:
             connection.close()
@@ -2277,7 +2928,9 @@ class Browser:
 
     def js(self, expression):
         """The value of an expression in the page."""
-        result = self.cdp("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.cdp(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
             raise AssertionError(f"{expression}: {result['exceptionDetails']}")
         return result["result"].get("value")
@@ -2287,19 +2940,25 @@ class Browser:
 
     def until(self, expression, seconds=DEADLINE):
         """Waits for an expression to be true; fails with what the page says instead."""
+
         def holds():
             with contextlib.suppress(AssertionError):  # between two documents
                 return self.js(expression)
+
         if not eventually(holds, seconds):
             raise AssertionError(f"never {expression}; the page says {self.text('body')[:400]!r}")
 
     def state(self, *words, seconds=DEADLINE):
         """Waits until the connection indicator says one of the words."""
-        self.until(f"{json.dumps(words)}.includes(document.querySelector('#state').innerText)", seconds)
+        self.until(
+            f"{json.dumps(words)}.includes(document.querySelector('#state').innerText)", seconds
+        )
 
     def key(self, key, code=0):
         for kind in ("rawKeyDown", "keyUp"):
-            self.cdp("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.cdp(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
 
     def tab(self):
         """Opens a tab, goes on in it, and gives its handle."""
@@ -2313,7 +2972,11 @@ class Browser:
     def complaints(self):
         """What the console holds, but for the browser's own lines about a request that failed."""
         lines = [entry["message"] for entry in self.call("POST", "/se/log", {"type": "browser"})]
-        return [line for line in lines if "Failed to load resource" not in line and "net::ERR_" not in line]
+        return [
+            line
+            for line in lines
+            if "Failed to load resource" not in line and "net::ERR_" not in line
+        ]
 
     def close(self):
         with contextlib.suppress(OSError, AssertionError):
@@ -2337,7 +3000,13 @@ class ThePage(Promises):
         super().setUp()
         self.setting(WATCH_SECONDS=0.05, LINGER_SECONDS=0.3)
         self.browser.complaints()
-        self.browser.cdp("Emulation.setDeviceMetricsOverride", width=1440, height=900, deviceScaleFactor=1, mobile=False)
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=1440,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         self.browser.cdp("Emulation.setEmulatedMedia", features=[])
 
     def tearDown(self):
@@ -2367,15 +3036,20 @@ class ThePage(Promises):
 
     def points(self, name="cpu_usage"):
         """What the page holds of a metric: (time, value); None lifts the pen."""
-        times, values = self.browser.js(f"(() => {{ const s = state.series.get('{name}') ?? {{times: [], values: []}};"
-                                        "return [s.times, s.values.map(v => Number.isNaN(v) ? null : v)]; })()")
+        times, values = self.browser.js(
+            f"(() => {{ const s = state.series.get('{name}') ?? {{times: [], values: []}};"
+            "return [s.times, s.values.map(v => Number.isNaN(v) ? null : v)]; })()"
+        )
         return list(zip(times, values))
 
     def check_against_simulation(self, interval=250):
         """The page's points are the simulation's: none missing, none twice, none changed."""
         points, simulation = self.points(), Simulation(0, interval / 1000)
         self.assertGreater(len(points), 100)
-        self.assertEqual([time for time, _ in points], list(range(points[0][0], points[-1][0] + interval, interval)))
+        self.assertEqual(
+            [time for time, _ in points],
+            list(range(points[0][0], points[-1][0] + interval, interval)),
+        )
         for tick, value in points:
             self.assertEqual(value, simulation.events_at(tick)[0].fields["value"])
 
@@ -2385,20 +3059,41 @@ class ThePage(Promises):
         self.go(server.url)
         self.browser.until("document.querySelectorAll('#cards canvas').length >= 6")
         words = self.browser.text("body")
-        for word in ("CPU", "Memory", "Disk", "Network", "Temperature", "Load", "Alerts", "%", "°C", "B/s", "Uptime", "Open connections"):
+        for word in (
+            "CPU",
+            "Memory",
+            "Disk",
+            "Network",
+            "Temperature",
+            "Load",
+            "Alerts",
+            "%",
+            "°C",
+            "B/s",
+            "Uptime",
+            "Open connections",
+        ):
             self.assertIn(word, words)
         self.browser.until("document.querySelector('#connections').innerText === '1'")
         self.assertRegex(self.browser.text("#uptime"), r"\d")
         self.assertGreater(len(self.points()), 1000)
         self.check_against_simulation()
-        inked = ("[...document.querySelectorAll('#cards canvas')].map(c => {"
-                 "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();"
-                 "for (let i = 0; i < d.length; i += 4) if (d[i + 3]) seen.add(Math.floor(i / 4) % c.width); return seen.size / c.width; })")
+        inked = (
+            "[...document.querySelectorAll('#cards canvas')].map(c => {"
+            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();"
+            "for (let i = 0; i < d.length; i += 4) if (d[i + 3]) seen.add(Math.floor(i / 4) % c.width); return seen.size / c.width; })"
+        )
         self.browser.until(f"{inked}.every(part => part > .5)")
-        roles = self.browser.js("[...document.querySelectorAll('[role=meter]')].map(e => [e.ariaLabel ?? e.getAttribute('aria-label'),"
-                                "e.getAttribute('aria-valuenow') !== null && e.getAttribute('aria-valuetext') !== ''])")
+        roles = self.browser.js(
+            "[...document.querySelectorAll('[role=meter]')].map(e => [e.ariaLabel ?? e.getAttribute('aria-label'),"
+            "e.getAttribute('aria-valuenow') !== null && e.getAttribute('aria-valuetext') !== ''])"
+        )
         self.assertEqual(sorted(roles), [["CPU", True], ["Disk", True], ["Memory", True]])
-        self.assertTrue(self.browser.js("[...document.querySelectorAll('canvas')].every(c => c.getAttribute('aria-label'))"))
+        self.assertTrue(
+            self.browser.js(
+                "[...document.querySelectorAll('canvas')].every(c => c.getAttribute('aria-label'))"
+            )
+        )
         self.browser.until("document.querySelector('#icon').href.includes('svg')")
 
     def test_the_values_shown_are_the_streams(self):
@@ -2408,7 +3103,8 @@ class ThePage(Promises):
             shown, now, name = self.browser.js(
                 "new Promise(done => { const look = () => frame ? requestAnimationFrame(() => setTimeout(look)) : done(["
                 "document.querySelector('[data-metric=cpu_usage]').innerText, state.series.get('cpu_usage').values.at(-1),"
-                "document.querySelector('[role=meter][aria-label=CPU]').getAttribute('aria-valuetext')]); look(); })")
+                "document.querySelector('[role=meter][aria-label=CPU]').getAttribute('aria-valuetext')]); look(); })"
+            )
             self.assertEqual(float(re.search(r"[\d.]+", shown)[0]), now)
             self.assertEqual(float(re.search(r"[\d.]+", name)[0]), now)
             self.browser.until(f"state.series.get('cpu_usage').values.at(-1) !== {now}")
@@ -2418,14 +3114,20 @@ class ThePage(Promises):
         with Command("--interval", "0.25") as command:
             self.go(command.url.partition(" at ")[2].split()[0])
             shown = self.browser.text("[data-metric=memory_usage]")
-            self.browser.until("state.status.uptime > 2.5")  # so that its successor's start can be told from its own
+            self.browser.until(
+                "state.status.uptime > 2.5"
+            )  # so that its successor's start can be told from its own
             command.process.kill()
             command.process.communicate()
             self.browser.state("Reconnecting", seconds=1.5)
             self.assertRegex(self.browser.text("[data-metric=memory_usage]"), r"\d")
             self.assertTrue(shown)
-            self.browser.until("/no data for [1-9]\\d* s/.test(document.querySelector('#detail').innerText)")
-            self.browser.until("/next try in \\d+ s/.test(document.querySelector('#detail').innerText)", 20)
+            self.browser.until(
+                "/no data for [1-9]\\d* s/.test(document.querySelector('#detail').innerText)"
+            )
+            self.browser.until(
+                "/next try in \\d+ s/.test(document.querySelector('#detail').innerText)", 20
+            )
             self.assertIn("no data", self.browser.js("document.title").lower())
             with Command("--interval", "0.25", port=command.address[1]):
                 self.browser.js("document.querySelector('#retry').click()")
@@ -2473,7 +3175,10 @@ class ThePage(Promises):
         self.assertTrue(eventually(lambda: server.closed))
         server.tick(Simulation().events_at(server.now + 1000))
         self.browser.state("Live")
-        self.assertEqual([time for time, _ in self.points()], list(range(server.now - 5000, server.now + 1000, 1000)))
+        self.assertEqual(
+            [time for time, _ in self.points()],
+            list(range(server.now - 5000, server.now + 1000, 1000)),
+        )
 
     def test_offline_and_back(self):
         """When the browser has no network the page says so; when it is back, it is live at once."""
@@ -2482,7 +3187,13 @@ class ThePage(Promises):
         online = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         self.browser.cdp("Network.enable")
         self.addCleanup(self.browser.cdp, "Network.emulateNetworkConditions", **online)
-        self.browser.cdp("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self.browser.cdp(
+            "Network.emulateNetworkConditions",
+            offline=True,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
         for connection in list(server.deadlines):
             sse.hang_up(connection)
         self.browser.state("Offline")
@@ -2513,14 +3224,19 @@ class ThePage(Promises):
         for _ in range(7):
             handles.append(self.browser.tab())
             self.go(server.url)
-        self.assertTrue(eventually(lambda: server.broadcaster.snapshot()["connections"] == 1), server.broadcaster.snapshot()["connections"])
+        self.assertTrue(
+            eventually(lambda: server.broadcaster.snapshot()["connections"] == 1),
+            server.broadcaster.snapshot()["connections"],
+        )
         holding = []
         for handle in [*handles, holder]:
             self.browser.switch(handle)
             self.assertEqual(self.browser.text("#state"), "Live")
             holding.append(self.browser.js("holding"))
         self.assertEqual(holding, [False] * 7 + [True])
-        self.assertEqual(server.status()["ended"]["closed"], 0)  # nobody gave up a stream of its own
+        self.assertEqual(
+            server.status()["ended"]["closed"], 0
+        )  # nobody gave up a stream of its own
         self.browser.call("DELETE", "/window")
         self.assertTrue(eventually(lambda: server.broadcaster.snapshot()["connections"] == 1))
         for handle in handles:
@@ -2528,24 +3244,33 @@ class ThePage(Promises):
             newest = self.browser.js("state.newest")
             self.browser.until(f"state.newest > {newest} + 500")
             self.check_against_simulation()
-        self.assertTrue(eventually(lambda: server.broadcaster.snapshot()["connections"] == 1), server.broadcaster.snapshot()["connections"])
+        self.assertTrue(
+            eventually(lambda: server.broadcaster.snapshot()["connections"] == 1),
+            server.broadcaster.snapshot()["connections"],
+        )
 
     def test_without_locks_each_tab_has_its_own_stream(self):
         """Where Web Locks are missing, every tab is live all the same."""
         server = self.live()
-        script = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument",
-                                  source="Object.defineProperty(Navigator.prototype, 'locks', {get: undefined}); delete Navigator.prototype.locks;")
+        script = self.browser.cdp(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="Object.defineProperty(Navigator.prototype, 'locks', {get: undefined}); delete Navigator.prototype.locks;",
+        )
         self.go(server.url)
         self.assertFalse(self.browser.js("'locks' in navigator"))
         self.assertTrue(self.browser.js("bus === null && holding"))
-        self.browser.cdp("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
+        self.browser.cdp(
+            "Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"]
+        )
 
     def test_a_hidden_tab_draws_nothing(self):
         """While nobody can see it, its document does not change; shown again, it is current at once."""
         server = self.live()
         self.go(server.url)
-        self.browser.js("window.changes = 0, new MutationObserver(all => { window.changes += all.length; })"
-                        ".observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true}), 0")
+        self.browser.js(
+            "window.changes = 0, new MutationObserver(all => { window.changes += all.length; })"
+            ".observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true}), 0"
+        )
         self.browser.call("POST", "/window/minimize")
         self.browser.until("document.hidden")
         newest = self.browser.js("(window.changes = 0, state.newest)")
@@ -2578,7 +3303,9 @@ class ThePage(Promises):
         self.browser.until("document.querySelector('[data-metric=fan_speed]') !== null")
         self.assertRegex(self.browser.text("[data-metric=fan_speed]"), r"1.?234[.,]5\s*rpm")
         self.assertIn("Fan speed", self.browser.text("#cards"))
-        self.assertEqual(self.browser.js("document.querySelectorAll('[data-metric=bad_metric]').length"), 0)
+        self.assertEqual(
+            self.browser.js("document.querySelectorAll('[data-metric=bad_metric]').length"), 0
+        )
         newest = self.browser.js("state.newest")
         self.browser.until(f"state.newest > {newest}")
 
@@ -2587,19 +3314,35 @@ class ThePage(Promises):
         server = self.live()
         self.go(server.url)
         self.browser.js("document.querySelector('#wire > summary').click()")
-        self.browser.until("document.querySelector('#raw').innerText.includes('event: metric\\ndata: {\"type\": \"metric\"')")
-        self.assertRegex(self.browser.text("#curl"), rf"^curl -N .?http://127\.0\.0\.1:{server.server_port}/api/events/all")
+        self.browser.until(
+            "document.querySelector('#raw').innerText.includes('event: metric\\ndata: {\"type\": \"metric\"')"
+        )
+        self.assertRegex(
+            self.browser.text("#curl"),
+            rf"^curl -N .?http://127\.0\.0\.1:{server.server_port}/api/events/all",
+        )
 
     def test_it_fits_every_width(self):
         """From 320 to 2560 px nothing scrolls sideways, and at 1440x900 all charts are visible."""
         self.go(self.live().url)
         for width in (320, 360, 768, 1440, 2560):
-            self.browser.cdp("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 700)
-            self.browser.until(f"innerWidth === {width} && document.scrollingElement.scrollWidth <= {width}")
+            self.browser.cdp(
+                "Emulation.setDeviceMetricsOverride",
+                width=width,
+                height=900,
+                deviceScaleFactor=1,
+                mobile=width < 700,
+            )
+            self.browser.until(
+                f"innerWidth === {width} && document.scrollingElement.scrollWidth <= {width}"
+            )
             if width == 1440:
-                self.assertTrue(self.browser.js(
-                    "[...document.querySelectorAll('canvas, #state, [role=meter], #rows li:first-child')].every(e => "
-                    "e.getBoundingClientRect().bottom <= innerHeight && e.getBoundingClientRect().height > 0)"))
+                self.assertTrue(
+                    self.browser.js(
+                        "[...document.querySelectorAll('canvas, #state, [role=meter], #rows li:first-child')].every(e => "
+                        "e.getBoundingClientRect().bottom <= innerHeight && e.getBoundingClientRect().height > 0)"
+                    )
+                )
 
     def test_both_themes_and_the_switch(self):
         """It follows the system, colours of the canvas included; the switch is remembered."""
@@ -2607,9 +3350,17 @@ class ThePage(Promises):
         ink = "getComputedStyle(document.body).backgroundColor"
         seen = set()
         for scheme in ("light", "dark"):
-            self.browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            self.browser.cdp(
+                "Emulation.setEmulatedMedia",
+                features=[{"name": "prefers-color-scheme", "value": scheme}],
+            )
             self.browser.until(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
-            seen.add((self.browser.js(ink), self.browser.js("new Promise(d => requestAnimationFrame(() => d(paint.ink)))")))
+            seen.add(
+                (
+                    self.browser.js(ink),
+                    self.browser.js("new Promise(d => requestAnimationFrame(() => d(paint.ink)))"),
+                )
+            )
         self.assertEqual(len({background for background, _ in seen}), 2)
         self.assertEqual(len({colour for _, colour in seen}), 2)
         self.browser.cdp("Emulation.setEmulatedMedia", features=[])
@@ -2617,7 +3368,9 @@ class ThePage(Promises):
             self.browser.js("document.querySelector('#theme').click()")
         dark = self.browser.js(ink)
         self.browser.call("POST", "/refresh")
-        self.browser.until("document.readyState === 'complete' && document.documentElement.dataset.theme === 'dark'")
+        self.browser.until(
+            "document.readyState === 'complete' && document.documentElement.dataset.theme === 'dark'"
+        )
         self.assertEqual(self.browser.js(ink), dark)
         self.browser.js("localStorage.clear()")
 
@@ -2625,7 +3378,10 @@ class ThePage(Promises):
         """No animation, no transition, under prefers-reduced-motion, nor on what a tick changes."""
         self.go(self.live().url)
         for value in ("reduce", "no-preference"):
-            self.browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": value}])
+            self.browser.cdp(
+                "Emulation.setEmulatedMedia",
+                features=[{"name": "prefers-reduced-motion", "value": value}],
+            )
             newest = self.browser.js("state.newest")
             self.browser.until(f"state.newest > {newest} + 500")
             self.assertEqual(self.browser.js("document.getAnimations().length"), 0)
@@ -2646,9 +3402,15 @@ class ThePage(Promises):
         self.go(server.url)
         for n in range(205):
             server.publish(alert(sse.LEVELS[n % 4], f"number {n}"))
-        self.browser.until("state.alerts.length === 200 && state.alerts[0].message === 'number 204'")
-        self.browser.js("[...document.querySelectorAll('#filter button')].find(b => b.innerText.includes('Warning')).click()")
-        self.browser.until("[...document.querySelectorAll('#rows li')].every(row => row.innerText.includes('Warning'))")
+        self.browser.until(
+            "state.alerts.length === 200 && state.alerts[0].message === 'number 204'"
+        )
+        self.browser.js(
+            "[...document.querySelectorAll('#filter button')].find(b => b.innerText.includes('Warning')).click()"
+        )
+        self.browser.until(
+            "[...document.querySelectorAll('#rows li')].every(row => row.innerText.includes('Warning'))"
+        )
         self.browser.until(r"/50\s*Warning/.test(document.querySelector('#filter').innerText)")
 
     def test_scales_grow_at_once_and_shrink_slowly(self):
@@ -2673,9 +3435,11 @@ class ThePage(Promises):
     def test_at_most_two_points_a_pixel_column(self):
         """However many values there are, a chart draws the lowest and the highest of each column, and keeps gaps."""
         self.go(self.live().url)
-        found = self.browser.js("(() => { const times = [], values = []; for (let i = 0; i < 6000; i++) { times.push(i * 50);"
-                                "values.push(i === 3000 ? NaN : Math.sin(i) * 10); } const t = thin({times, values}, 0, 3e5, 1000);"
-                                "return {n: t.points.length / 2, low: t.low, high: t.high, gaps: t.points.filter(Number.isNaN).length}; })()")
+        found = self.browser.js(
+            "(() => { const times = [], values = []; for (let i = 0; i < 6000; i++) { times.push(i * 50);"
+            "values.push(i === 3000 ? NaN : Math.sin(i) * 10); } const t = thin({times, values}, 0, 3e5, 1000);"
+            "return {n: t.points.length / 2, low: t.low, high: t.high, gaps: t.points.filter(Number.isNaN).length}; })()"
+        )
         self.assertLessEqual(found["n"], 602)
         self.assertEqual(found["gaps"], 1)
         self.assertGreater(found["high"], 9.99)
@@ -2689,7 +3453,8 @@ class ThePage(Promises):
         drawn, frames = self.browser.js(
             "new Promise(done => { let drawn = 0, frames = 0; const drawing = render, end = state.newest + 1500;"
             "render = () => { drawn++; drawing(); }; const look = () => { frames++; if (state.newest < end)"
-            "return requestAnimationFrame(look); render = drawing; done([drawn, frames]); }; look(); })")
+            "return requestAnimationFrame(look); render = drawing; done([drawn, frames]); }; look(); })"
+        )
         self.assertGreater(drawn, 5)
         self.assertLessEqual(drawn, frames)
         self.check_against_simulation(interval=50)

@@ -30,7 +30,9 @@ class Child:
 
     def __init__(self, clients: int, interval: float) -> None:
         limits = ["--interval", str(interval), "--max-clients", str(clients + 8)]
-        self.process = subprocess.Popen([sys.executable, str(SERVER), "--port", "0", *limits], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER), "--port", "0", *limits], stdout=subprocess.PIPE, text=True
+        )
         cpus = sorted(os.sched_getaffinity(0))
         if len(cpus) > 1:
             os.sched_setaffinity(self.process.pid, {cpus[0]})
@@ -43,7 +45,9 @@ class Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_kib(self) -> int:
-        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0])
+        return int(
+            re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0]
+        )
 
     def __enter__(self) -> "Child":
         return self
@@ -89,7 +93,9 @@ def measure(clients: int, rate: float, seconds: float) -> None:
         expected = clients * EVENTS * (last - first) / interval_ms
 
         def read_until(moment: float, enough: float = float("inf")) -> None:
-            while (left := moment / 1000 - time.time()) > 0 and sum(stream.events for stream in streams) < enough:
+            while (left := moment / 1000 - time.time()) > 0 and sum(
+                stream.events for stream in streams
+            ) < enough:
                 for key, _ in selector.select(min(left, 0.1)):
                     key.data.read(first, last, latencies)
                     if not key.data.open:
@@ -103,20 +109,30 @@ def measure(clients: int, rate: float, seconds: float) -> None:
 
     delivered, span = sum(stream.events for stream in streams), (last - first) / 1000
     percent = quantiles(latencies, n=100) if len(latencies) > 1 else [float("nan")] * 99
-    print(f"{clients} clients, {1000 / interval_ms:g} ticks/s of {EVENTS} events, {span:g} s on {machine()}")
-    print(f"  CPU for each event      {1e6 * cpu / max(1, delivered):.1f} µs ({100 * cpu / span:.0f} % of one CPU)")
-    print(f"  memory for each client  {kib / clients:.1f} KiB (over {idle_kib / 1024:.0f} MiB with none)")
+    print(
+        f"{clients} clients, {1000 / interval_ms:g} ticks/s of {EVENTS} events, {span:g} s on {machine()}"
+    )
+    print(
+        f"  CPU for each event      {1e6 * cpu / max(1, delivered):.1f} µs ({100 * cpu / span:.0f} % of one CPU)"
+    )
+    print(
+        f"  memory for each client  {kib / clients:.1f} KiB (over {idle_kib / 1024:.0f} MiB with none)"
+    )
     print(f"  latency                 p50 {percent[49]:.1f} ms, p99 {percent[98]:.1f} ms")
     print(f"  delivered               {100 * delivered / expected:.1f} % of {expected:.0f} events")
 
 
 def machine() -> str:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.machine()]
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [
+        platform.machine()
+    ]
     return f"{os.cpu_count()} x {names[0]}, {platform.system()}, Python {platform.python_version()}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--rate", type=float, default=2.0, help="ticks a second, at most 20")
     parser.add_argument("--seconds", type=float, default=10.0)

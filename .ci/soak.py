@@ -42,13 +42,23 @@ class Server:
     def __init__(self, clients: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.options = ["--port", str(self.port), "--interval", str(INTERVAL), "--max-clients", str(clients + SPARE)]
+        self.options = [
+            "--port",
+            str(self.port),
+            "--interval",
+            str(INTERVAL),
+            "--max-clients",
+            str(clients + SPARE),
+        ]
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - for all its lives
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, sse_dashboard.__file__, *self.options], stdout=subprocess.PIPE,
-                                        stderr=self.errors)
+        self.process = subprocess.Popen(
+            [sys.executable, sse_dashboard.__file__, *self.options],
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
         assert self.process.stdout
         self.process.stdout.readline()
 
@@ -62,12 +72,19 @@ class Server:
 
     def usage(self) -> tuple[int, int, int]:
         """Threads, descriptors, and KiB of memory, as soon as nobody is left; at the latest after the deadlines."""
-        folder, patience = Path(f"/proc/{self.process.pid}"), time.monotonic() + sse_dashboard.REQUEST_SECONDS + 5
+        folder, patience = (
+            Path(f"/proc/{self.process.pid}"),
+            time.monotonic() + sse_dashboard.REQUEST_SECONDS + 5,
+        )
         while len(list((folder / "task").iterdir())) > 3 and time.monotonic() < patience:
             time.sleep(0.1)
         time.sleep(sse_dashboard.LINGER_SECONDS + 1)
         memory = re.findall(r"VmRSS:\s+(\d+)", (folder / "status").read_text())
-        return len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir())), int(memory[0])
+        return (
+            len(list((folder / "task").iterdir())),
+            len(list((folder / "fd").iterdir())),
+            int(memory[0]),
+        )
 
 
 class Client:
@@ -84,7 +101,9 @@ class Client:
         request = f"GET /api/events/{self.route} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {self.last_id}\r\n\r\n"
         try:
             self.connection = socket.socket()
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # soon full, when nobody reads
+            self.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # soon full, when nobody reads
             self.connection.connect(("127.0.0.1", self.soak.server.port))
             self.connection.sendall(request.encode())
         except OSError:
@@ -139,7 +158,9 @@ class Soak:
         self.server, self.selector = Server(clients), selectors.DefaultSelector()
         self.start = int(time.time() * 1000) // 1000 * 1000
         self.clients = [Client(self, list(ROUTES)[n % 3], self.start) for n in range(clients)]
-        self.strangers: list[tuple[float, socket.socket, bool]] = []  # (until when, connection, whether the server must close)
+        self.strangers: list[
+            tuple[float, socket.socket, bool]
+        ] = []  # (until when, connection, whether the server must close)
         self.faults: Counter[str] = Counter()
         self.wrong: list[str] = []
 
@@ -154,7 +175,9 @@ class Soak:
             for stranger in [stranger for stranger in self.strangers if stranger[0] < now]:
                 self.strangers.remove(stranger)
                 self.dismiss(*stranger[1:])
-            connected = [client for client in self.clients if client.connection and not client.deaf_until]
+            connected = [
+                client for client in self.clients if client.connection and not client.deaf_until
+            ]
             if faults and connected and next_fault < now:
                 next_fault += 1
                 fault = random.choice(faults)
@@ -256,22 +279,43 @@ class Soak:
         goal = max(client.seen[-1] for client in self.clients if client.seen)[0] - 1000
         simulation, truth = sse_dashboard.Simulation(0, INTERVAL), []
         for tick in range(self.start, goal + 1, round(INTERVAL * 1000)):
-            truth += [(event.type, (tick, number)) for number, event in enumerate(simulation.events_at(tick), 1)]
+            truth += [
+                (event.type, (tick, number))
+                for number, event in enumerate(simulation.events_at(tick), 1)
+            ]
         lost = doubled = 0
         for client in self.clients:
             seen = [event_id for event_id in client.seen if event_id[0] <= goal]
-            lost += len({event_id for kind, event_id in truth if kind in ROUTES[client.route]} - set(seen))
-            doubled += len(seen) - len(set(seen)) + sum(one > other for one, other in pairwise(seen))
+            lost += len(
+                {event_id for kind, event_id in truth if kind in ROUTES[client.route]} - set(seen)
+            )
+            doubled += (
+                len(seen) - len(set(seen)) + sum(one > other for one, other in pairwise(seen))
+            )
         return sum(len(client.seen) for client in self.clients), lost, doubled
 
 
-STANDING = ["client_closes", "client_resets", "client_half_closes", "client_stops_reading", "client_talks",
-            "half_the_clients_close", "half_request", "silent_connection", "garbage", "long_request", "unread_page",
-            "flood", "server_pauses"]
+STANDING = [
+    "client_closes",
+    "client_resets",
+    "client_half_closes",
+    "client_stops_reading",
+    "client_talks",
+    "half_the_clients_close",
+    "half_request",
+    "silent_connection",
+    "garbage",
+    "long_request",
+    "unread_page",
+    "flood",
+    "server_pauses",
+]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1, help="of the faults")
@@ -286,7 +330,9 @@ def main() -> int:
     soak.leave()
     before = soak.server.usage()
     soak.run_for(seconds * 2 / 3, STANDING)
-    soak.run_for(sse_dashboard.SEND_TIMEOUT_SECONDS + 35, [])  # the deaf wake, and all come up to now
+    soak.run_for(
+        sse_dashboard.SEND_TIMEOUT_SECONDS + 35, []
+    )  # the deaf wake, and all come up to now
     soak.leave()
     after = soak.server.usage()
     events, lost, doubled = soak.compare()
@@ -295,19 +341,32 @@ def main() -> int:
     soak.server.errors.seek(0)
     errors = soak.server.errors.read().decode()
 
-    print(f"{options.minutes:g} minutes, {options.clients} clients, {sum(soak.faults.values())} faults:")
+    print(
+        f"{options.minutes:g} minutes, {options.clients} clients, {sum(soak.faults.values())} faults:"
+    )
     for fault, count in sorted(soak.faults.items()):
         print(f"  {fault.replace('_', ' '):24}{count:6}")
-    print("streams ended             " + ", ".join(f"{reason} {count}" for reason, count in ended.items() if count))
+    print(
+        "streams ended             "
+        + ", ".join(f"{reason} {count}" for reason, count in ended.items() if count)
+    )
     print(f"refused and come again    {sum(client.refused for client in soak.clients)}")
     print(f"events                    {events} seen, {lost} lost, {doubled} doubled")
     for what, one, other in zip(("threads", "descriptors", "memory, KiB"), before, after):
         print(f"{what:26}{one} at the beginning, {other} at the end")
-    soak.wrong += [text for text, wrong in (
-        (f"{lost} events lost", lost), (f"{doubled} events doubled", doubled),
-        ("a client was told to start over", sum(client.resets for client in soak.clients)),
-        ("threads are left", after[0] > before[0]), ("descriptors are left", after[1] > before[1]),
-        ("memory grew", after[2] > before[2] + GROWTH_KIB), ("standard error:\n" + errors, errors)) if wrong]
+    soak.wrong += [
+        text
+        for text, wrong in (
+            (f"{lost} events lost", lost),
+            (f"{doubled} events doubled", doubled),
+            ("a client was told to start over", sum(client.resets for client in soak.clients)),
+            ("threads are left", after[0] > before[0]),
+            ("descriptors are left", after[1] > before[1]),
+            ("memory grew", after[2] > before[2] + GROWTH_KIB),
+            ("standard error:\n" + errors, errors),
+        )
+        if wrong
+    ]
     print("\n".join(soak.wrong) or "nothing lost, nothing doubled, nothing left behind")
     return bool(soak.wrong)
 
