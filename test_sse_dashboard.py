@@ -3208,7 +3208,7 @@ class ThePage(Promises):
         port = server.server_port
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
-        self.browser.until("Date.now() - state.metricAt > 3500", 20)
+        self.browser.until("steady() - link.heardAt > 3500", 20)
         self.live(port, history=1.0)
         self.browser.js("retryNow(), 0")
         self.browser.state("Live")
