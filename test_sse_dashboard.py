@@ -2988,8 +2988,8 @@ class Browser:
 
 @unittest.skipIf(IN_SHORT, "SSE_TEST_BROWSER is 0")
 @unittest.skipUnless(CHROMIUM and DRIVER, NO_BROWSER)
-class ThePage(Promises):
-    """What a person sees. The server ticks four times a second, so that nothing has to be waited for."""
+class InABrowser(Promises):
+    """What all tests of the page share. The server ticks four times a second, so that nothing has to be waited for."""
 
     @classmethod
     def setUpClass(cls):
@@ -3052,6 +3052,10 @@ class ThePage(Promises):
         )
         for tick, value in points:
             self.assertEqual(value, simulation.events_at(tick)[0].fields["value"])
+
+
+class ThePage(InABrowser):
+    """What a person sees."""
 
     def test_the_first_paint_is_full(self):
         """Every card has its value, unit and chart with history; the alerts, uptime and connections are there."""
