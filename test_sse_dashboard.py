@@ -15,6 +15,7 @@ import functools
 import gc
 import hashlib
 import http.client
+import http.server
 import itertools
 import json
 import logging
@@ -3462,3 +3463,413 @@ class ThePage(InABrowser):
         self.assertGreater(drawn, 5)
         self.assertLessEqual(drawn, frames)
         self.check_against_simulation(interval=50)
+
+
+class Relay:
+    """A proxy on a free port. It hands a request to the server whose prefix its path has, without
+    that prefix, and hands event streams back at `rate` bytes a second; 0 is as fast as they come."""
+
+    def __init__(self, servers, rate=0):
+        self.servers, self.rate = servers, rate
+        self.ended, self.sockets = threading.Event(), []
+        self.listener = self.keep(socket.create_server(("127.0.0.1", 0)))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.run(self.accept)
+
+    def run(self, target, *arguments):
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+
+    def keep(self, connection):
+        self.sockets.append(connection)
+        return connection
+
+    def accept(self):
+        with contextlib.suppress(OSError):  # the listener is closed
+            while True:
+                self.run(self.carry, self.keep(self.listener.accept()[0]))
+
+    def carry(self, client):
+        with client, contextlib.suppress(OSError):
+            head = b""
+            while b"\r\n\r\n" not in head:
+                chunk = client.recv(65536)
+                if not chunk:
+                    return
+                head += chunk
+            path = head.split()[1].decode()
+            prefix = max((prefix for prefix in self.servers if path.startswith(prefix)), key=len)
+            with self.keep(socket.create_connection(self.servers[prefix])) as server:
+                server.sendall(head.replace(prefix.encode(), b"/", 1))
+                while chunk := server.recv(1024):
+                    client.sendall(chunk)
+                    if self.rate and "/api/events/" in path:
+                        self.ended.wait(len(chunk) / self.rate)
+
+    def close(self):
+        self.ended.set()
+        for connection in self.sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+class Puppet(http.server.ThreadingHTTPServer):
+    """A server that says on its event stream what a test tells it to say, and nothing of its own.
+    Its page may have other settings than ours, to shorten a wait."""
+
+    daemon_threads = True
+
+    class RequestHandlerClass(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/api/events/all"):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                self.server.streams.put(self.wfile)
+                self.server.ended.wait()
+            else:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.end_headers()
+                self.wfile.write(self.server.page)
+
+        def log_message(self, *_):
+            pass
+
+    def __init__(self, *settings):
+        page = (HERE / "index.html").read_text("utf-8")
+        for ours, others in settings:
+            assert page.count(ours) == 1, ours
+            page = page.replace(ours, others)
+        self.page = page.encode()
+        self.streams, self.ended = queue.Queue(), threading.Event()
+        super().__init__(("127.0.0.1", 0), self.RequestHandlerClass)
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def handle_error(self, request, client_address):
+        pass  # a page that leaves is no error
+
+    def opened(self):
+        """Waits for a stream to be opened, and speaks on that one from now on."""
+        self.stream = self.streams.get(timeout=DEADLINE)
+
+    def say(self, kind, moment, number=0, **fields):
+        data = json.dumps({"type": kind, **fields, "timestamp": sse.timestamp(moment)})
+        end = f"id: {moment}-{number}\n\n" if number else "\n"
+        self.stream.write(f"event: {kind}\ndata: {data}\n{end}".encode())
+
+    def status(self, moment, instance="one", uptime=100.0, interval=1.0):
+        fields = {"uptime_seconds": uptime, "interval_seconds": interval, "connections": 1}
+        self.say("status", moment, instance=instance, **fields)
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.shutdown()
+        self.server_close()
+
+
+class TheConnection(InABrowser):
+    """What the page says of its connection, and what the world does to it."""
+
+    WORDS = """
+        window.said = [];
+        new MutationObserver(() => {
+          const word = document.querySelector('#state')?.textContent;
+          if (word && word !== said.at(-1)) said.push(word);
+        }).observe(document, {subtree: true, childList: true, characterData: true});
+    """
+    CHANCE = "Math.random = () => .3;"  # or a wait may be long
+    CLOCK = """
+        window.ahead = 0;
+        const RealDate = Date;
+        window.Date = class extends RealDate {
+          constructor(...given) { given.length ? super(...given) : super(Date.now()); }
+          static now() { return RealDate.now() + window.ahead; }
+        };
+    """
+
+    def before(self, *scripts):
+        """Scripts that run before those of every page that is loaded from now on."""
+        for source in scripts:
+            added = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=source)
+            self.addCleanup(self.browser.cdp, "Page.removeScriptToEvaluateOnNewDocument", **added)
+
+    def relay(self, servers, rate=0):
+        addresses = {prefix: server.server_address[:2] for prefix, server in servers.items()}
+        relay = Relay(addresses, rate)
+        self.addCleanup(relay.close)
+        return relay
+
+    def puppet(self, *settings):
+        puppet = Puppet(*settings)
+        self.addCleanup(puppet.__exit__)
+        return puppet
+
+    def ticks(self, count):
+        """Waits until the server has said so many more times that it lives."""
+        time = self.browser.js("state.status.time")
+        self.browser.until(f"state.status.time >= {time} + {count} * state.interval")
+
+    def shown(self, selector):
+        return self.browser.js(
+            f"document.querySelector({json.dumps(selector)})?.checkVisibility() === true"
+        )
+
+    def connections(self, server, count):
+        """Waits until the server has so many open streams."""
+        self.assertTrue(
+            eventually(lambda: server.status()["connections"] == count), server.status()
+        )
+
+    def test_a_wall_clock_that_is_set(self):
+        """An hour forward or back, live or waiting: no word, no age and no wait changes for it."""
+        self.before(self.WORDS, self.CLOCK, self.CHANCE)
+        server = self.live()
+        self.go(server.url)
+        self.browser.js("said = ['Live']")
+        for ahead in (3_600_000, -3_600_000, 0):
+            self.browser.js(f"window.ahead = {ahead}")
+            self.ticks(3)
+        self.assertEqual(self.browser.js("said"), ["Live"])
+        port = server.server_port
+        server.__exit__(None, None, None)
+        self.browser.state("Reconnecting")
+        for ahead in (3_600_000, -3_600_000):
+            self.browser.js(f"window.ahead = {ahead}")
+            self.browser.until(
+                "/next try in \\d/.test(document.querySelector('#detail').innerText)"
+            )
+            numbers = re.findall(r"\d+", self.browser.text("#detail"))
+            self.assertLess(max(map(int, numbers)), 30)
+            self.browser.until(f"wait >= {2000 if ahead > 0 else 4000}")  # it tries on
+        self.live(port)
+        self.browser.state("Live")
+        self.check_against_simulation()
+        self.assertGreater(self.browser.js("wait"), 1000)
+        self.browser.until("wait === 1000")  # after five seconds of Live
+
+    def test_two_dashboards_on_one_origin(self):
+        """Under `/a/` and `/b/` they share nothing; two tabs of one share its stream."""
+        servers = {
+            f"/{name}/": self.live(sources=[Simulation(seed, 0.25)])
+            for name, seed in zip("ab", (0, 1))
+        }
+        relay = self.relay(servers)
+        self.go(f"{relay.url}/a/")
+        for path in ("/b/", "/a/"):
+            self.browser.tab()
+            self.go(relay.url + path)
+        for handle, seed, holding in zip(
+            self.browser.call("GET", "/window/handles"), (0, 1, 0), (True, True, False)
+        ):
+            self.browser.switch(handle)
+            self.ticks(2)
+            self.assertEqual(self.browser.js("holding"), holding)
+            simulation, points = Simulation(seed, 0.25), self.points()
+            self.assertGreater(len(points), 1000)
+            for tick, value in points:
+                self.assertEqual(value, simulation.events_at(tick)[0].fields["value"])
+        for server in servers.values():
+            self.connections(server, 1)
+
+    def test_back_out_of_the_cache(self):
+        """In WebKit's order, first `visibilitychange` and then `pageshow`, four tabs end with one
+        stream. Their ages and waits agree, though each tab's steady clock has another zero."""
+        server = self.live()
+        self.go(server.url)
+        for _ in range(3):
+            self.browser.tab()
+            self.go(server.url)
+        handles = self.browser.call("GET", "/window/handles")
+
+        def everywhere(expression):
+            values = []
+            for handle in handles:
+                self.browser.switch(handle)
+                values.append(self.browser.js(expression))
+            return values
+
+        everywhere("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))")
+        self.connections(server, 0)
+        everywhere(
+            "document.dispatchEvent(new Event('visibilitychange')),"
+            "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
+        )
+        everywhere("new Promise(done => setTimeout(done))")
+        self.connections(server, 1)
+        for handle in handles:
+            self.browser.switch(handle)
+            self.browser.state("Live")
+            self.ticks(1)
+            self.check_against_simulation()
+        self.assertEqual(sum(everywhere("holding")), 1)
+        self.connections(server, 1)
+        last = time.monotonic()
+        server.__exit__(None, None, None)
+        for handle in handles:
+            self.browser.switch(handle)
+            self.browser.state("Reconnecting")
+            silence = self.browser.js("steady() - link.heardAt") / 1000
+            self.assertAlmostEqual(silence, time.monotonic() - last, delta=0.7)
+            self.assertLess(self.browser.js("link.retryAt - steady()"), 30_000)
+
+    def test_a_holder_that_the_browser_froze_or_that_hangs(self):
+        """A frozen tab hands its stream over; the stream of one that hangs is taken from it."""
+        server = self.live()
+        self.go(server.url)
+        first = self.browser.call("GET", "/window")
+        second = self.browser.tab()
+        self.go(server.url)
+
+        def freeze(handle, other):
+            self.browser.switch(handle)
+            self.assertTrue(self.browser.js("holding"))
+            self.browser.cdp("Page.setWebLifecycleState", state="frozen")
+            self.browser.switch(other)
+            self.browser.until("holding && source !== null")
+            self.ticks(2)
+            self.check_against_simulation()
+            self.browser.switch(handle)
+            self.browser.cdp("Page.setWebLifecycleState", state="active")
+            self.browser.until("!holding")
+            self.browser.state("Live")
+            self.check_against_simulation()
+            self.connections(server, 1)
+
+        freeze(first, second)
+        self.browser.switch(second)
+        self.browser.js("document.removeEventListener('freeze', stop)")  # it says nothing
+        freeze(second, first)
+
+    def test_history_over_a_slow_line(self):
+        """While what comes is old the page is catching up, and says how far; it is not Live."""
+        self.before(self.WORDS)
+        server = self.live()
+        relay = self.relay({"/": server}, rate=4096)
+        self.go(f"{relay.url}/", "Catching up")
+        self.assertRegex(self.browser.text("#detail"), r"^\d+ (s|min) behind$")
+        relay.rate = 0
+        self.browser.state("Live")
+        self.assertEqual(self.browser.js("said"), ["Connecting", "Catching up", "Live"])
+        self.check_against_simulation()
+
+    def test_what_is_a_restart(self):
+        """A new instance that began after the last word of the old one; no clock that jumps, and no
+        second server. A reading of an hour ago that comes now is shown as what it is."""
+        puppet = self.puppet()
+        self.go(puppet.url, "")
+        puppet.opened()
+        now = time.time_ns() // 1_000_000
+        steps = [  # server time, instance, uptime, and the restarts that are marked then
+            (now, "one", 100, 0),
+            (now + 1000, "one", 101, 0),
+            (now + 2000, "one", 2, 0),  # its clocks jump
+            (now + 3000, "two", 500, 0),  # a second server behind a load balancer
+            (now + 4000, "one", 4, 0),
+            (now + 9000, "three", 1, 1),
+            (now + 10000, "three", 2, 1),
+        ]
+        for number, (moment, instance, uptime, marks) in enumerate(steps, 1):
+            puppet.say("metric", moment, number, name="load", value=number, unit="")
+            puppet.status(moment, instance, uptime)
+            self.browser.until(f"state.status?.time === {moment}")
+            self.assertEqual(
+                self.browser.js("state.marks.map(mark => [mark.label, mark.from])"),
+                [["restart", moment - uptime * 1000]] * marks
+                if moment == now + 9000
+                else [["restart", now + 8000]] * marks,
+            )
+
+    def test_nothing_but_its_status(self):
+        """A server without metrics is Live: with alerts alone, and after the last metric."""
+        self.before(self.WORDS)
+        server = self.live(sources=[])
+        self.go(server.url)
+        server.publish(alert("warning", "a door is open"))
+        self.browser.until("document.querySelector('#rows').innerText.includes('a door is open')")
+        server.publish(metric("loss", 0.5))
+        self.browser.until("state.series.has('loss')")
+        self.browser.until("serverTime(steady()) - state.newest > 4000")
+        self.browser.tab()
+        self.go(server.url)  # a tab that comes later is Live too
+        self.browser.switch(self.browser.call("GET", "/window/handles")[0])
+        self.assertEqual(self.browser.js("said"), ["Connecting", "Live"])
+
+    def test_no_event_ever_came(self):
+        """After some tries the page says which address it asks, and what usually is the matter."""
+        self.before(self.CHANCE)
+        server = self.live()
+        self.browser.cdp("Network.enable")
+        self.addCleanup(self.browser.cdp, "Network.setBlockedURLs", urls=[])
+        self.browser.cdp("Network.setBlockedURLs", urls=["*events*"])
+        self.go(server.url, "Reconnecting")
+        self.assertFalse(self.shown("#hint"))
+        self.browser.until("!document.querySelector('#hint').hidden")
+        self.assertIn(f"{server.url}api/events/all", self.browser.text("#hint"))
+        self.assertIn("filter", self.browser.text("#hint"))
+        self.assertNotIn("slash", self.browser.text("#hint"))
+        self.browser.cdp("Network.setBlockedURLs", urls=[])
+        self.browser.js("document.querySelector('#retry').click()")
+        self.browser.state("Live")
+        self.browser.until("document.querySelector('#hint').hidden")
+
+        puppet = self.puppet(
+            ("MIN_SILENCE_MS = 5000", "MIN_SILENCE_MS = 300"), ("interval: 1000", "interval: 100")
+        )
+        self.go(f"{puppet.url}dash", "Reconnecting")
+        self.browser.until("!document.querySelector('#hint').hidden")
+        self.assertIn("a proxy holds it back", self.browser.text("#hint"))
+        self.assertIn(f"slash at its end: {puppet.url}dash/", self.browser.text("#hint"))
+        self.assertNotIn("filter", self.browser.text("#hint"))
+
+        self.browser.call("POST", "/url", {"url": (HERE / "index.html").as_uri()})
+        self.browser.until("!document.querySelector('#hint')?.hidden")
+        self.assertIn("python sse_dashboard.py", self.browser.text("#hint"))
+        self.assertEqual(self.browser.text("#state"), "Offline")
+
+    def test_others_write_into_the_document_too(self):
+        """Translated text and removed nodes: numbers go on changing, and are not translated. What
+        fails in a part of a frame is said once, and stops no other part."""
+        self.go(self.live().url)
+        self.browser.js(
+            """(() => {
+              const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+              const texts = [];
+              while (walker.nextNode()) texts.push(walker.currentNode);
+              for (const text of texts) {
+                if (text.parentNode.closest('script, style')) continue;
+                const outer = document.createElement('font'), inner = document.createElement('font');
+                text.replaceWith(outer);
+                outer.append(inner);
+                inner.append(text);
+              }
+              document.querySelector('#detail').remove();
+              document.querySelector('#uptime').remove();
+              window.drawToolbar = () => { throw new Error('a part of a frame failed'); };
+            })()"""
+        )
+        self.ticks(3)
+        self.browser.until(
+            "!frame && parseFloat(document.querySelector('[data-metric=cpu_usage] b').innerText)"
+            " === state.series.get('cpu_usage').values.at(-1)"
+        )
+        self.browser.until("document.querySelector('#connections').innerText === '1'")
+        for number in ("[data-metric=cpu_usage] b", "#connections"):
+            self.assertEqual(
+                self.browser.js(f"document.querySelector('{number}').translate"), False
+            )
+        self.ticks(3)
+        failures = [line for line in self.browser.complaints() if "a part of a frame" in line]
+        self.assertEqual(len(failures), 1, failures)
+
+    def test_the_zone_is_that_of_the_moment_shown(self):
+        """Not of 1970, when London had summer time all the year."""
+        self.addCleanup(self.browser.cdp, "Emulation.setTimezoneOverride", timezoneId="")
+        self.browser.cdp("Emulation.setTimezoneOverride", timezoneId="Europe/London")
+        self.go(self.live().url)
+        winter, summer = self.browser.js(
+            "[1, 7].map(month => zoneAt(Date.parse(`2026-0${month}-15`)))"
+        )
+        self.assertEqual((winter, summer), ("Times in GMT", "Times in GMT+1"))
+        self.assertIn(self.browser.text("#moment"), (winter, summer))
