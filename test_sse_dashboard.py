@@ -3678,6 +3678,9 @@ class TheConnection(InABrowser):
         stream. Their ages and waits agree, though each tab's steady clock has another zero."""
         server = self.live()
         self.go(server.url)
+        self.before(
+            "performance.now = (now => () => now.call(performance) + 1e6)(performance.now);"
+        )
         for _ in range(3):
             self.browser.tab()
             self.go(server.url)
@@ -3712,7 +3715,8 @@ class TheConnection(InABrowser):
             self.browser.state("Reconnecting")
             silence = self.browser.js("steady() - link.heardAt") / 1000
             self.assertAlmostEqual(silence, time.monotonic() - last, delta=0.7)
-            self.assertLess(self.browser.js("link.retryAt - steady()"), 30_000)
+            left = self.browser.js("link.retryAt === Infinity ? 0 : link.retryAt - steady()")
+            self.assertLess(abs(left), 30_000)
 
     def test_a_holder_that_the_browser_froze_or_that_hangs(self):
         """A frozen tab hands its stream over; the stream of one that hangs is taken from it."""
@@ -3764,7 +3768,7 @@ class TheConnection(InABrowser):
         steps = [  # server time, instance, uptime, and the restarts that are marked then
             (now, "one", 100, 0),
             (now + 1000, "one", 101, 0),
-            (now + 2000, "one", 2, 0),  # its clocks jump
+            (now + 2000, "one", 0.5, 0),  # its clocks jump
             (now + 3000, "two", 500, 0),  # a second server behind a load balancer
             (now + 4000, "one", 4, 0),
             (now + 9000, "three", 1, 1),
@@ -3831,7 +3835,8 @@ class TheConnection(InABrowser):
     def test_others_write_into_the_document_too(self):
         """Translated text and removed nodes: numbers go on changing, and are not translated. What
         fails in a part of a frame is said once, and stops no other part."""
-        self.go(self.live().url)
+        server = self.live()
+        self.go(server.url)
         self.browser.js(
             """(() => {
               const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -3854,7 +3859,8 @@ class TheConnection(InABrowser):
             "!frame && parseFloat(document.querySelector('[data-metric=cpu_usage] b').innerText)"
             " === state.series.get('cpu_usage').values.at(-1)"
         )
-        self.browser.until("document.querySelector('#connections').innerText === '1'")
+        self.stream(server)
+        self.browser.until("document.querySelector('#connections').innerText === '2'")
         for number in ("[data-metric=cpu_usage] b", "#connections"):
             self.assertEqual(
                 self.browser.js(f"document.querySelector('{number}').translate"), False
