@@ -3418,38 +3418,6 @@ class ThePage(InABrowser):
         )
         self.browser.until(r"/50\s*Warning/.test(document.querySelector('#filter').innerText)")
 
-    def test_scales_grow_at_once_and_shrink_slowly(self):
-        """Steps of 1, 2 and 5 from zero; a peak is inside at once; a smaller scale comes after a minute."""
-        for peak, top in ((0, None), (0.9, 1), (7, 8), (61, 80), (1234, 1500), (4.1e6, 6e6)):
-            step, found = self.scale(f"scaleFor({peak})")
-            self.assertIn(float(f"{step:e}".split("e")[0]), (1, 2, 5))
-            self.assertGreaterEqual(found, peak)
-            self.assertAlmostEqual(found / step, round(found / step))
-            if top:
-                self.assertLessEqual(found, top)
-        self.go(self.live().url)
-        self.assertEqual(self.browser.js("rescale(rescale(null, 10, 0), 100, 1).top"), 100)
-        self.assertEqual(self.browser.js("rescale(rescale(null, 100, 0), 10, 59e3).top"), 100)
-        self.assertLess(self.browser.js("rescale(rescale(null, 100, 0), 10, 61e3).top"), 20)
-
-    def scale(self, expression):
-        if self.browser.js("typeof scaleFor") != "function":
-            self.go(self.live().url)
-        return self.browser.js(f"(s => [s.step, s.top])({expression})")
-
-    def test_at_most_two_points_a_pixel_column(self):
-        """However many values there are, a chart draws the lowest and the highest of each column, and keeps gaps."""
-        self.go(self.live().url)
-        found = self.browser.js(
-            "(() => { const times = [], values = []; for (let i = 0; i < 6000; i++) { times.push(i * 50);"
-            "values.push(i === 3000 ? NaN : Math.sin(i) * 10); } const t = thin({times, values}, 0, 3e5, 1000);"
-            "return {n: t.points.length / 2, low: t.low, high: t.high, gaps: t.points.filter(Number.isNaN).length}; })()"
-        )
-        self.assertLessEqual(found["n"], 602)
-        self.assertEqual(found["gaps"], 1)
-        self.assertGreater(found["high"], 9.99)
-        self.assertLess(found["low"], -9.99)
-
     def test_one_frame_however_many_events(self):
         """Twenty ticks a second, and no more than one drawing in an animation frame."""
         server = self.live(interval=0.05)
@@ -3463,6 +3431,59 @@ class ThePage(InABrowser):
         self.assertGreater(drawn, 5)
         self.assertLessEqual(drawn, frames)
         self.check_against_simulation(interval=50)
+
+
+class TheCards(InABrowser):
+    """Any metric: its card, its number, its scale and its line; and trouble, which is seen."""
+
+    def test_scales_grow_at_once_and_shrink_slowly(self):
+        """Steps of 1, 2 and 5 hold what is shown, from zero where it is near; smaller after a minute."""
+        self.go(self.live().url)
+        for low, high, options, bottom, top in (
+            (0, 0, {}, 0, 1),
+            (0.1, 0.9, {}, 0, 1),
+            (2, 61, {}, 0, 80),
+            (5, 1234, {}, 0, 1500),
+            (0, 4.1e6, {}, 0, 6e6),
+            (-59, -41, {}, -60, -40),
+            (-59, -59, {}, -60, 0),
+            (-3, 7, {}, -5, 10),
+            (49.98, 50.02, {}, 49.98, 50.02),
+            (52, 61, {}, 50, 65),
+            (52, 61, {"zero": True}, 0, 80),
+            (52, 61, {"min": 0, "max": 100}, 0, 100),
+            (52, 161, {"min": 0, "max": 100}, 0, 200),
+            (-7, 61, {"min": 0}, -20, 80),
+            (1, 1, {"whole": True}, 0, 1),
+            (1e-5, 3.2e-5, {}, 0, 4e-5),
+            (-1e300, 1e300, {}, -1e300, 1e300),
+        ):
+            with self.subTest(low=low, high=high, **options):
+                found = self.browser.js(f"scaleFor({low}, {high}, {json.dumps(options)})")
+                self.assertIn(round(float(f"{found['step']:e}".split("e")[0]), 6), (1, 2, 5))
+                for expected, end in ((bottom, "from"), (top, "to")):
+                    self.assertAlmostEqual(found[end], expected, delta=1e-9 * abs(high - low))
+        for then, lowest, highest in ((1, -10, 100), (59e3, -10, 100), (61e3, 4, 5)):
+            kept = f"remember(remember([], -10, 100, 0), 4, 5, {then})"
+            self.assertEqual(
+                self.browser.js(
+                    f"[Math.min(...{kept}.map(e => e.low)), Math.max(...{kept}.map(e => e.high))]"
+                ),
+                [lowest, highest],
+            )
+
+    def test_at_most_two_points_a_pixel_column(self):
+        """However many values there are, a chart draws the lowest and the highest of each column, and keeps gaps."""
+        self.go(self.live().url)
+        found = self.browser.js(
+            "(() => { const times = [], values = []; for (let i = 0; i < 6000; i++) { times.push(i * 50);"
+            "values.push(i === 3000 ? NaN : Math.sin(i) * 10); } const t = thin({times, values}, 0, 3e5, 1000);"
+            "return {n: t.points.length / 2, low: t.low, high: t.high, gaps: t.points.filter(Number.isNaN).length}; })()"
+        )
+        self.assertLessEqual(found["n"], 602)
+        self.assertEqual(found["gaps"], 1)
+        self.assertGreater(found["high"], 9.99)
+        self.assertLess(found["low"], -9.99)
 
 
 class Relay:
