@@ -3314,19 +3314,6 @@ class ThePage(InABrowser):
         newest = self.browser.js("state.newest")
         self.browser.until(f"state.newest > {newest}")
 
-    def test_the_raw_events_and_the_curl_line(self):
-        """Opened, the panel shows the last events as they came, and the command for this origin."""
-        server = self.live()
-        self.go(server.url)
-        self.browser.js("document.querySelector('#wire > summary').click()")
-        self.browser.until(
-            "document.querySelector('#raw').innerText.includes('event: metric\\ndata: {\"type\": \"metric\"')"
-        )
-        self.assertRegex(
-            self.browser.text("#curl"),
-            rf"^curl -N .?http://127\.0\.0\.1:{server.server_port}/api/events/all",
-        )
-
     def test_it_fits_every_width(self):
         """From 320 to 2560 px nothing scrolls sideways, and at 1440x900 all charts are visible."""
         self.go(self.live().url)
@@ -3400,23 +3387,6 @@ class ThePage(InABrowser):
         self.browser.until("/s behind/.test(document.querySelector('#moment').innerText)")
         self.browser.key("Escape", 27)
         self.browser.until("!/s behind/.test(document.querySelector('#moment').innerText)")
-
-    def test_the_filter_of_alerts(self):
-        """A level keeps its alerts alone; counts stand beside the levels; at most 200 are kept."""
-        server = self.live(sources=[Counting()])
-        self.go(server.url)
-        for n in range(205):
-            server.publish(alert(sse.LEVELS[n % 4], f"number {n}"))
-        self.browser.until(
-            "state.alerts.length === 200 && state.alerts[0].message === 'number 204'"
-        )
-        self.browser.js(
-            "[...document.querySelectorAll('#filter button')].find(b => b.innerText.includes('Warning')).click()"
-        )
-        self.browser.until(
-            "[...document.querySelectorAll('#rows li')].every(row => row.innerText.includes('Warning'))"
-        )
-        self.browser.until(r"/50\s*Warning/.test(document.querySelector('#filter').innerText)")
 
     def test_one_frame_however_many_events(self):
         """Twenty ticks a second, and no more than one drawing in an animation frame."""
@@ -3588,6 +3558,182 @@ class Puppet(http.server.ThreadingHTTPServer):
         self.ended.set()
         self.shutdown()
         self.server_close()
+
+
+class TheAlerts(InABrowser):
+    """What happened: the list of alerts, and the events as they came."""
+
+    def test_a_level_by_its_word_and_its_count(self):
+        """A level that the page does not know has its own name, and a filter; counts say when some are gone."""
+        server = self.live(sources=[Counting()])
+        self.go(server.url)
+        self.browser.until("document.querySelector('#none').innerText === 'No alerts'")
+        for level in ("critical", "toString"):
+            server.publish(Event("alert", {"level": level, "message": f"said as {level}"}))
+        for level in sse.LEVELS:
+            server.publish(alert(level, f"said as {level}"))
+        self.browser.until("document.querySelectorAll('#rows li').length === 6")
+        said = self.browser.js(
+            "[...document.querySelectorAll('#rows li')].map(row => [row.querySelector('p').innerText,"
+            "row.querySelector('b').innerText, row.querySelector('.shape').getAttribute('d'),"
+            "getComputedStyle(row.querySelector('.icon')).fill, row.querySelector('path + path').getAttribute('d')])"
+        )
+        words = {message.removeprefix("said as "): word for message, word, *_ in said}
+        known = {level: level.capitalize() for level in sse.LEVELS}
+        self.assertEqual(words, {"critical": "critical", "toString": "toString"} | known)
+        looks = {tuple(look) for _, _, *look in said}
+        self.assertEqual(len(looks), 5)  # the two that it does not know look alike
+        filters = (
+            "[...document.querySelectorAll('#filter button')].map(b => b.innerText.split(/\\s+/))"
+        )
+        self.assertEqual(
+            self.browser.js(filters),
+            [["6", "All"], ["1", "Error"], ["1", "Warning"], ["1", "Success"], ["1", "Info"]]
+            + [["1", "critical"], ["1", "toString"]],
+        )
+        self.browser.js("document.querySelector('#filter [value=critical]').click()")
+        self.browser.until("document.querySelectorAll('#rows li').length === 1")
+        self.assertIn("said as critical", self.browser.text("#rows"))
+        self.browser.js("document.querySelector('#filter [value=\"\"]').click()")
+        for n in range(205):
+            server.publish(alert(sse.LEVELS[n % 4], f"number {n}"))
+        self.browser.until("state.alerts[0].message === 'number 204' && !frame")
+        self.assertEqual(self.browser.js("state.alerts.length"), 200)
+        self.assertEqual(
+            self.browser.js(filters),
+            [["200+", "All"]] + [["50+", word] for word in ("Error", "Warning", "Success", "Info")],
+        )
+        self.browser.js("document.querySelector('#filter [value=warning]').click()")
+        self.browser.until(
+            "[...document.querySelectorAll('#rows li')].every(row => row.innerText.includes('Warning'))"
+        )
+        self.assertEqual(self.browser.js("document.querySelectorAll('#rows li').length"), 12)
+
+    def test_the_same_again_is_counted(self):
+        """Within a minute it is one row with its count; a minute later it is another."""
+        with Puppet() as server:
+            self.go(server.url, state="")
+            server.opened()
+            now = 1_800_000_000_000
+            server.status(now)
+            fields = {"level": "warning", "message": "the disk is slow"}
+            for number, after in enumerate((0, 1, 59, 118, 180), 1):
+                server.say("alert", now + after * 1000, number, **fields)
+            server.say("alert", now + 181_000, 6, level="info", message="the disk is slow")
+            self.browser.until("document.querySelectorAll('#rows li').length === 3")
+            counts = self.browser.js(
+                "[...document.querySelectorAll('#rows li')].map(row => row.count.innerText)"
+            )
+            self.assertEqual(counts, ["", "", "× 4"])
+
+    def test_a_long_message_opens(self):
+        """It is cut at two lines; a button, which the keyboard reaches, opens it. A short one has none."""
+        server = self.live(sources=[Counting()])
+        self.go(server.url)
+        server.publish(alert("error", "word " * 100))
+        server.publish(alert("error", "short"))
+        self.browser.until("document.querySelectorAll('#rows li').length === 2")
+        height = "document.querySelector('#rows li + li p').clientHeight"
+        self.browser.until("!document.querySelector('#rows li + li .more').hidden")
+        self.assertTrue(self.browser.js("document.querySelector('#rows li .more').hidden"))
+        cut = self.browser.js(height)
+        self.assertLessEqual(cut, 48)
+        self.browser.js("document.querySelector('#rows li + li .more').focus()")
+        self.browser.key(" ", 32)
+        self.browser.until(f"{height} > {cut} * 2")
+        self.assertEqual(
+            self.browser.js("document.querySelector('#rows li + li .more').ariaExpanded"), "true"
+        )
+
+    def test_a_list_that_is_read_stands_still(self):
+        """Under a pointer, with the focus in it, or scrolled; it says how many are new, and goes on."""
+        server = self.live(sources=[Counting()])
+        self.go(server.url)
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=1440,
+            height=500,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        for n in range(12):
+            server.publish(alert("info", f"old {n}"))
+        first = "document.querySelector('#rows p').innerText"
+        self.browser.until(f"{first} === 'old 11'")
+        left, top = self.browser.js(
+            "(({x, y}) => [x + 9, y + 9])(document.querySelector('#log').getBoundingClientRect())"
+        )
+
+        def mouse(x, y):
+            self.browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+        for name, begin, end in (
+            ("pointer", lambda: mouse(left, top), lambda: mouse(1, 1)),
+            (
+                "focus",
+                lambda: self.browser.js("document.querySelector('#log').focus()"),
+                lambda: self.browser.js("document.activeElement.blur()"),
+            ),
+            (
+                "scroll",
+                lambda: self.browser.js("document.querySelector('#log').scrollTop = 60"),
+                lambda: self.browser.js("document.querySelector('#fresh').click()"),
+            ),
+        ):
+            with self.subTest(name):
+                before = self.browser.js(first)
+                begin()
+                self.browser.until("view.still")
+                server.publish(alert("info", f"new by {name}"))
+                server.publish(alert("info", f"newer by {name}"))
+                self.browser.until("document.querySelector('#fresh').innerText === '2 new'")
+                self.assertEqual(self.browser.js(first), before)
+                end()
+                self.browser.until(f"{first} === 'newer by {name}'")
+                self.assertTrue(self.browser.js("document.querySelector('#fresh').hidden"))
+        self.assertEqual(self.browser.js("document.querySelector('#log').scrollTop"), 0)
+
+    def test_the_last_alert_stays(self):
+        """Though the history of the metrics goes on without it, and the page with it."""
+        with Puppet(("HISTORY_MS = 300_000", "HISTORY_MS = 5000")) as server:
+            self.go(server.url, state="")
+            server.opened()
+            now = 1_800_000_000_000
+            server.say("alert", now, 1, level="error", message="the only one")
+            for second in range(1, 60):
+                server.say("metric", now + second * 1000, 1, name="load", value=1, unit="")
+                server.status(now + second * 1000)
+            self.browser.until(f"state.newest === {now + 59_000}")
+            self.assertLess(len(self.points("load")), 20)
+            self.assertIn("the only one", self.browser.text("#rows"))
+
+    def test_the_raw_events_and_the_curl_line(self):
+        """Opened, the panel is full: the last 30 events as they came, those of a program's own types too."""
+        with Puppet() as server:
+            self.go(server.url, state="")
+            server.opened()
+            now = 1_800_000_000_000
+            server.say("panels", now, panels=[], types=["deploy"])
+            server.say("deploy", now, 1, version="1.2")
+            server.say("panels", now, panels=[], types=["deploy", "rollback"])
+            server.say("rollback", now, 2, version="1.1")
+            for number in range(3, 30):
+                server.say("metric", now, number, name=f"m{number}", value=1, unit="")
+            self.browser.until("state.wire.length === 30")
+            self.assertEqual(self.browser.text("#raw").strip(), "")
+            self.browser.js("document.querySelector('#wire > summary').click()")
+            self.browser.until("document.querySelector('#raw').innerText.includes('event: metric')")
+            raw = self.browser.text("#raw")
+            self.assertEqual(raw.count("event: "), 30)
+            said = json.dumps(
+                {"type": "rollback", "version": "1.1", "timestamp": sse.timestamp(now)}
+            )
+            self.assertIn(f"event: rollback\ndata: {said}\nid: {now}-2\n", raw)
+            self.assertIn("event: deploy", raw)
+            self.assertEqual(self.browser.text("#curl"), f"curl -N {server.url}api/events/all")
+            label = "document.querySelector('#raw').role + document.querySelector('#raw').ariaLabel"
+            self.assertEqual(self.browser.js(label), "regionRaw events")
+            self.assertEqual(self.browser.js("document.querySelectorAll('.card').length"), 27)
 
 
 class TheConnection(InABrowser):
