@@ -3255,15 +3255,22 @@ class ThePage(InABrowser):
         )
 
     def test_without_locks_each_tab_has_its_own_stream(self):
-        """Where Web Locks are missing, every tab is live all the same."""
+        """Where Web Locks are missing, every tab is live all the same. Hidden for ten seconds it lets go
+        of its stream, and takes it up where it was when it is shown."""
         server = self.live()
         script = self.browser.cdp(
             "Page.addScriptToEvaluateOnNewDocument",
-            source="Object.defineProperty(Navigator.prototype, 'locks', {get: undefined}); delete Navigator.prototype.locks;",
+            source="Object.defineProperty(Navigator.prototype, 'locks', {get: undefined}); delete Navigator.prototype.locks;"
+            "setTimeout = (real => (task, ms) => real(task, ms === 10_000 ? 300 : ms))(setTimeout);",
         )
         self.go(server.url)
         self.assertFalse(self.browser.js("'locks' in navigator"))
         self.assertTrue(self.browser.js("bus === null && holding"))
+        self.browser.call("POST", "/window/minimize")
+        self.assertTrue(eventually(lambda: server.status()["connections"] == 0))
+        self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
+        self.browser.state("Live", seconds=3)
+        self.check_against_simulation()
         self.browser.cdp(
             "Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"]
         )
@@ -3842,7 +3849,8 @@ class TheConnection(InABrowser):
 
     def test_back_out_of_the_cache(self):
         """In WebKit's order, first `visibilitychange` and then `pageshow`, four tabs end with one
-        stream. Their ages and waits agree, though each tab's steady clock has another zero."""
+        stream. Their ages and waits agree, though each tab's steady clock has another zero, and
+        "Retry now" works in each."""
         server = self.live()
         self.go(server.url)
         for zero in (1e6, 2e6, 3e6):
@@ -3877,7 +3885,8 @@ class TheConnection(InABrowser):
             self.check_against_simulation()
         self.assertEqual(sum(everywhere("holding")), 1)
         self.connections(server, 1)
-        last = time.monotonic()
+        everywhere("(wait = 30_000, Math.random = () => 1)")
+        port, last = server.server_port, time.monotonic()
         server.__exit__(None, None, None)
         for handle in handles:
             self.browser.switch(handle)
@@ -3886,6 +3895,13 @@ class TheConnection(InABrowser):
             self.assertAlmostEqual(silence, time.monotonic() - last, delta=0.7)
             left = self.browser.js("link.retryAt === Infinity ? 0 : link.retryAt - steady()")
             self.assertLess(abs(left), 30_000)
+        self.live(port)
+        follower = everywhere("holding").index(False)
+        self.browser.switch(handles[follower])
+        self.browser.js("document.querySelector('#retry').click()")
+        for handle in handles:
+            self.browser.switch(handle)
+            self.browser.state("Live", seconds=5)
 
     def test_a_holder_that_the_browser_froze_or_that_hangs(self):
         """A frozen tab hands its stream over; the stream of one that hangs is taken from it."""
