@@ -3970,6 +3970,40 @@ class TheConnection(InABrowser):
                 else [["restart", now + 8000]] * marks,
             )
 
+    def test_a_reset_in_an_open_stream(self):
+        """The stream goes on. What comes again is there once, and what is missing is said."""
+        self.before(self.WORDS)
+        puppet = self.puppet()
+        now = time.time_ns() // 1_000_000
+
+        def tell(*seconds):
+            for second in seconds:
+                moment = now + 1000 * second
+                puppet.say("alert", moment, 1, level="info", message=f"at {second}")
+                if with_metric:
+                    puppet.say("metric", moment, 2, name="load", value=second, unit="")
+                puppet.status(moment)
+            self.browser.until(f"state.status?.time === {moment} && !frame")
+            shown = self.browser.js(
+                "[...document.querySelectorAll('#rows p')].map(row => row.innerText)"
+            )
+            return [int(re.search(r"at (\d)", text)[1]) for text in reversed(shown)]
+
+        for with_metric in (False, True):
+            self.go(puppet.url, "")
+            puppet.opened()
+            puppet.status(now)
+            self.assertEqual(tell(0, 1), [0, 1])
+            puppet.say("reset", now + 1000, reason="unknown")
+            self.assertEqual(tell(1, 2), [0, 1, 2])
+            puppet.say("reset", now + 2000, reason="expired")
+            self.assertEqual(tell(9), [0, 1, 2, 9])
+            self.assertEqual(self.browser.js("said.at(-1)"), "Live")
+            self.assertNotIn("Reconnecting", self.browser.js("said"))
+            self.assertIn("are gone", self.browser.text("#notice"))
+        self.assertEqual([value for _, value in self.points("load")], [0, 1, 2, None, 9])
+        self.assertTrue(puppet.streams.empty())
+
     def test_nothing_but_its_status(self):
         """A server without metrics is Live: with alerts alone, and after the last metric."""
         self.before(self.WORDS)
