@@ -3410,6 +3410,92 @@ class ThePage(InABrowser):
         self.check_against_simulation(interval=50)
 
 
+class Drawn:
+    """A source whose events depend on the tick alone, so that its history is there at the start."""
+
+    replayable = True
+
+    def __init__(self, act, panels=()):
+        self.events_at, self.panels = act, panels
+
+
+ODD = (
+    ("wifi_signal", "dBm", lambda i: -59 + i % 7),
+    ("profit", "€", lambda i: round((i % 80 - 40) / 3, 2)),
+    ("learning_rate", "", lambda i: 1e-4),
+    ("tiny", "", lambda i: 3.2e-5 + i % 9 * 1e-7),
+    ("bytes_received_since_this_machine_was_last_started", "B", lambda i: 66_436_489_637 + i),
+    ("queue depth", "messages waiting in the queue per minute", lambda i: 9000 - i % 5),
+    ("mains.frequency", "Hz", lambda i: 50 + i % 11 / 1000),
+    ("p99", "s", lambda i: 0.0123 * (1 + i % 3)),
+    ("http.server.request.duration.seconds.bucket", "ms", lambda i: 1234.5678 + i % 13 / 7),
+    ("درجة_الحرارة", "°م", lambda i: -21.5),
+    ("温度", "摄氏度", lambda i: i % 40),
+    ("<b>", "<i>", lambda i: i % 2),
+    ("huge", "", lambda i: 1.5e300),
+    ("both_signs", "", lambda i: 1e12 * (i % 21 - 10)),
+    ("zero", "V", lambda i: 0),
+    ("x" * 80, "y" * 60, lambda i: -123456.789),
+)
+
+
+def odd_metrics(tick):
+    """40 metrics with names, units and sizes that nobody has thought of."""
+    i = tick // 1000
+    yield from (metric(name, value(i), unit) for name, unit, value in ODD)
+    for number in range(len(ODD), 40):
+        value = round(10 ** (number % 8) * (1 + i % (3 + number) / 9), number % 4)
+        yield metric(f"worker_{number}_rate", value, ("req/s", "B/s", "%", "", "°C")[number % 5])
+
+
+# Every text that is seen, with its box on the page: the document's, and by a hook the canvases'.
+TEXTS = """(() => {
+  const texts = [], seen = element => element.checkVisibility({visibilityProperty: true});
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; node = walk.nextNode();) {
+    const parent = node.parentElement;
+    if (!node.data.trim() || !seen(parent) || parent.closest("script, .spoken, #log, #raw, noscript")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const {left, top, right, bottom} of range.getClientRects()) {
+      texts.push({string: node.data, left, top, right, bottom, card: parent.closest(".card")});
+    }
+  }
+  for (const canvas of document.querySelectorAll("canvas")) {
+    const {left: x, top: y, width, height} = canvas.getBoundingClientRect();
+    for (const {string, left, top, right, bottom} of canvas.texts ?? []) {
+      texts.push({string, left: x + left, top: y + top, right: x + right, bottom: y + bottom, card: canvas});
+    }
+  }
+  const wrong = texts.filter(({left, right, top, bottom, card}) => {
+    const box = card?.getBoundingClientRect() ?? {left: 0, right: innerWidth, top: 0, bottom: 1e9};
+    return left < box.left - 1 || right > box.right + 1 || top < box.top - 1 || bottom > box.bottom + 1;
+  }).map(({string}) => `out of its box: ${string}`);
+  texts.sort((a, b) => a.top - b.top);
+  texts.forEach((a, i) => {
+    for (let k = i + 1; k < texts.length && texts[k].top < a.bottom - 1.5; k++) {
+      const b = texts[k];
+      if (a.left < b.right - 1.5 && b.left < a.right - 1.5) wrong.push(`${a.string} over ${b.string}`);
+    }
+  });
+  return [texts.length, wrong];
+})()"""
+
+# Notes what each canvas says and where, as the browser measures it.
+HOOK = """(() => {
+  const proto = CanvasRenderingContext2D.prototype, {fillText, clearRect} = proto;
+  proto.clearRect = function (...box) { this.canvas.texts = []; clearRect.apply(this, box); };
+  proto.fillText = function (string, x, y, most) {
+    const m = this.measureText(string);
+    (this.canvas.texts ??= []).push({
+      string: most < m.width ? `squeezed: ${string}` : string, left: x - m.actualBoundingBoxLeft, right: x + m.actualBoundingBoxRight,
+      top: y - m.actualBoundingBoxAscent, bottom: y + m.actualBoundingBoxDescent,
+    });
+    fillText.call(this, string, x, y);
+  };
+})()"""
+
+
 class TheCards(InABrowser):
     """Any metric: its card, its number, its scale and its line; and trouble, which is seen."""
 
@@ -3461,6 +3547,334 @@ class TheCards(InABrowser):
         self.assertEqual(found["gaps"], 1)
         self.assertGreater(found["high"], 9.99)
         self.assertLess(found["low"], -9.99)
+
+    def hooked(self):
+        added = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=HOOK)
+        self.addCleanup(
+            self.browser.cdp,
+            "Page.removeScriptToEvaluateOnNewDocument",
+            identifier=added["identifier"],
+        )
+
+    def size(self, width, height=900, density=1):
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=density,
+            mobile=width < 700,
+        )
+        self.browser.until(f"innerWidth === {width} && devicePixelRatio === {density}")
+
+    def nothing_overlaps(self, least):
+        """Once all charts are drawn in their size: no text lies over another or leaves its box."""
+        self.browser.until(
+            "!frame && cards.every(({canvas, ratio}) => ratio === devicePixelRatio"
+            " && Math.abs(canvas.width / ratio - canvas.clientWidth) <= 1"
+            " && Math.abs(canvas.height / ratio - canvas.clientHeight) <= 1)"
+        )
+        count, wrong = self.browser.js(TEXTS)
+        self.assertGreater(count, least)
+        self.assertEqual(wrong, [])
+        self.assertEqual(
+            self.browser.js("document.scrollingElement.scrollWidth > innerWidth"), False
+        )
+
+    def test_40_metrics_at_every_width(self):
+        """Whatever their names, units and sizes: no text over another, none out of its box."""
+        self.hooked()
+        self.go(self.live(sources=[Drawn(odd_metrics)], interval=1.0).url)
+        self.browser.until("cards.length === 40")
+        for width in (320, 390, 768, 1440, 2560):
+            with self.subTest(width=width):
+                self.size(width)
+                self.nothing_overlaps(400)
+
+    def test_large_text_on_a_phone(self):
+        """At 390 px with text of twice the size nothing is cut and nothing overlaps."""
+        self.hooked()
+        self.go(self.live().url)
+        self.size(390, 844)
+        self.browser.js("document.documentElement.style.fontSize = '32px'")
+        self.browser.until("cards[0]?.em === 24")
+        self.nothing_overlaps(60)
+
+    def test_numbers_of_any_metric(self):
+        """One format: whole numbers stay whole, others get the digits that matter, in any locale."""
+        server = self.live(sources=[])
+        self.go(server.url, state=None)
+        for value, form, expected in (
+            (5, {"digits": 0}, "5"),
+            (45.2, {"unit": "%", "digits": 1, "step": 50}, "45.2 %"),
+            (45, {"unit": "%", "digits": 1, "step": 50}, "45.0 %"),
+            (12345, {"digits": 0}, "12,345"),
+            (66436489637, {"digits": 0}, "66.4 G"),
+            (66436489637, {"unit": "B", "digits": 0, "step": 2e10}, "66.4 GB"),
+            (1200, {"unit": "B/s", "digits": 0}, "1.20 kB/s"),
+            (999.7, {"unit": "B/s", "digits": 1}, "1.00 kB/s"),
+            (0.0123, {"unit": "s", "digits": 4}, "12.3 ms"),
+            (3.2e-5, {"unit": "s", "digits": 6}, "32 µs"),
+            (3.2e-5, {"digits": 6}, "3.2E-5"),
+            (0.0001, {"digits": 4}, "0.0001"),
+            (1234.5, {"unit": "rpm", "digits": 1}, "1,234.5 rpm"),
+            (50.0123, {"unit": "Hz", "digits": 4, "step": 0.01}, "50.012 Hz"),
+            (0.1 + 0.2, {"digits": 17}, "0.300"),
+            (-59, {"unit": "dBm", "digits": 0}, "-59 dBm"),
+            (-0.001, {"digits": 3, "decimals": 1}, "0.0"),
+            (2e6, {"unit": "requests", "digits": 0}, "2.00 M requests"),
+            (1.5e300, {"digits": 0}, "1.5E300"),
+        ):
+            with self.subTest(value=value, **form):
+                self.assertEqual(
+                    self.browser.js(f"inWords({value!r}, {json.dumps(form)})"), expected
+                )
+        for value, digits in ((5, 0), (45.2, 1), (3.2e-5, 6), (1e21, 0), (-0.25, 2)):
+            self.assertEqual(self.browser.js(f"digitsOf({value!r})"), digits)
+        self.addCleanup(self.browser.cdp, "Emulation.setLocaleOverride")
+        for locale, expected in (("de-DE", "1.234,5 rpm"), ("ar-EG", "١٬٢٣٤٫٥ rpm")):
+            self.browser.cdp("Emulation.setLocaleOverride", locale=locale)
+            self.go(server.url, state=None)
+            self.assertEqual(self.browser.js("inWords(1234.5, {unit: 'rpm', digits: 1})"), expected)
+
+    def test_cards_come_and_go_with_the_data(self):
+        """In the panels' order, then the unknown; what stopped says its age; what is too old is gone."""
+        source = Counting(act=lambda tick: [])
+        source.panels = [
+            sse.Panel("Second", {"b": "left", "c": "right"}),
+            sse.Panel("Never", {"d": ""}),
+            sse.Panel("First", {"a": ""}, decimals=3),
+        ]
+        server = self.serve(ticks=0, sources=[source], title="Mine")
+        server.now = time.time_ns() // 1_000_000_000 * 1000 - 20_000
+        for _ in range(5):
+            server.tick([])
+        self.go(server.url, state=None)
+        self.browser.until("document.querySelector('#waiting').innerText !== ''")
+        self.assertEqual(self.browser.js("document.querySelectorAll('.card').length"), 0)
+        self.browser.until("document.title === 'Mine'")
+        titles = "[...document.querySelectorAll('.card h3')].map(e => e.innerText).join()"
+        for name, expected in (
+            ("own", "Own"),
+            ("a", "First,Own"),
+            ("c", "Second,First,Own"),
+        ):
+            server.tick([metric(name, 1.5)])
+            self.browser.until(f"{titles} === '{expected}'")
+        self.assertEqual(self.browser.text("[data-metric=a]"), "1.500")
+        self.assertTrue(self.browser.js("document.querySelector('#waiting').hidden"))
+        self.assertEqual(self.browser.text("h1"), "Mine")
+        for _ in range(5):
+            server.tick([metric("a", 2), metric("own", 3)])
+        for _ in range(6):
+            server.tick([metric("a", 2)])
+        self.browser.until("document.querySelector('[data-metric=own]').closest('.old') !== null")
+        self.assertIn("6 s ago", self.browser.text("#cards"))
+        self.assertIsNone(
+            self.browser.js("document.querySelector('[data-metric=a]').closest('.old')")
+        )
+        server.now += 300_000
+        server.tick([metric("a", 2)])
+        self.browser.until(f"{titles} === 'First'")
+        self.assertEqual(self.browser.js("cards.length + state.series.size"), 2)
+
+    def test_lines_break_where_something_is_missing(self):
+        """A metric that comes when it likes is one line; one of every tick breaks after three."""
+        tick = time.time_ns() // 1_000_000_000 * 1000
+
+        def act(at):
+            age = (tick - at) // 1000
+            if at % 7000 == 0:
+                yield metric("loss", 0.5)
+            if not 20 <= age < 22:
+                yield metric("two_missing", 1)
+            if not 20 <= age < 23:
+                yield metric("three_missing", 1)
+            if age == 10:
+                yield metric("once", 7)
+
+        self.go(self.live(sources=[Drawn(act)], interval=1.0).url)
+        self.browser.until("cards.length === 4")
+        for name, breaks in (("loss", 0), ("two_missing", 0), ("three_missing", 1)):
+            values = [value for _, value in self.points(name)]
+            self.assertGreater(len(values), 40)
+            self.assertEqual(values.count(None), breaks, name)
+        inked = (
+            "(c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
+            "for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200 && d[i + 2] - d[i] > 100) n++; return n; })"
+            "(document.querySelector('[data-metric=once]').closest('.card').querySelector('canvas'))"
+        )
+        self.browser.until(f"{inked} > 10")
+
+    def trouble(self, at):
+        return [
+            metric("cpu_usage", 90, "%"),
+            metric("memory_usage", 96.5, "%"),
+            metric("disk_usage", 84.9, "%"),
+            metric("temperature", 85, "°C"),
+            metric("load_average", 4 if at % 20_000 == 0 else 1, ""),
+        ]
+
+    def test_trouble_is_seen(self):
+        """Edge, number, gauge and word of a metric over its threshold; a summary that leads there."""
+        self.go(self.live(sources=[Drawn(self.trouble, Simulation.panels)], interval=1.0).url)
+        self.browser.until(
+            "document.querySelector('#trouble').innerText === '2 critical, 2 warnings'"
+        )
+        self.assertIn("2 critical, 2 warnings", self.browser.js("document.title"))
+        self.assertIn("d0342c", self.browser.js("document.querySelector('#icon').href"))
+        found = self.browser.js(
+            "Object.fromEntries(cards.map(({title, element}) => [title, [element.dataset.level ?? '',"
+            "element.querySelector('.badge').innerText.trim(), getComputedStyle(element).borderTopColor,"
+            "getComputedStyle(element.querySelector('b')).color,"
+            "element.querySelector('.value') && getComputedStyle(element.querySelector('.value')).stroke]]))"
+        )
+        levels = {title: entry[:2] for title, entry in found.items()}
+        warning, critical = ["warning", "Warning"], ["error", "Critical"]
+        self.assertEqual(
+            levels,
+            {
+                "CPU": warning,
+                "Memory": critical,
+                "Disk": ["", ""],
+                "Temperature": critical,
+                "Load": warning,
+            },
+        )
+        for title in ("CPU", "Memory"):
+            self.assertEqual(len(set(found[title][2:])), 1)
+            self.assertNotEqual(found[title][3], found["Disk"][3])
+        self.browser.js("document.querySelector('#trouble').click()")
+        self.assertEqual(
+            self.browser.js(
+                "document.activeElement.closest('.card').querySelector('h3').innerText"
+            ),
+            "Memory",
+        )
+
+    def test_trouble_agrees_with_the_servers_alerts(self):
+        """At every tick the page's level is that of the server's alerts: up at once, down after calm."""
+        self.go(self.live().url)
+        simulation, names = (
+            Simulation(),
+            ("cpu_usage", "memory_usage", "temperature", "load_average"),
+        )
+        start = 1_767_225_600_000
+        ticks = range(start, start + 3_600_000, 1000)
+        events = {tick: simulation.events_at(tick) for tick in ticks}
+        values = {
+            name: [
+                event.fields["value"]
+                for tick in ticks
+                for event in events[tick]
+                if event.type == "metric" and event.fields["name"] == name
+            ]
+            for name in names
+        }
+        levels = self.browser.js(
+            f"(given => Object.entries(given).map(([name, values]) => {{"
+            "const {limits} = state.panels.find(({names}) => names.includes(name)), series = newSeries();"
+            f"return [name, values.map((value, i) => (append(series, {start} + i * 1000, value, 1000),"
+            f"severity(series, limits)))]; }}))({json.dumps(values)})"
+        )
+        alerts = 0
+        for name, shown in levels:
+            at_last = None
+            for tick, level in zip(ticks, shown):
+                for event in events[tick]:
+                    if event.type == "alert" and event.fields.get("metric") == name:
+                        alerts += 1
+                        at_last = event.fields["level"]
+                        self.assertEqual(level, at_last.replace("success", ""), (name, tick))
+                if at_last:
+                    self.assertEqual(level == "", at_last == "success", (name, tick))
+        self.assertGreater(alerts, 10)
+
+    def test_meters_and_their_contrast(self):
+        """A gauge is within its panel's range, and its value stands out from its track in every mode."""
+        panels = [
+            sse.Panel("Bar", {"bar": ""}, gauge="bar", min=-20, max=60),
+            sse.Panel("Arc", {"arc": ""}, gauge="arc", min=0, max=8e9),
+        ]
+        act = lambda tick: [metric("bar", 0, "°C"), metric("arc", 9e9, "B")]
+        self.go(self.live(sources=[Drawn(act, panels)]).url)
+        self.browser.until("document.querySelectorAll('[role=meter]').length === 2")
+        self.assertEqual(
+            self.browser.js(
+                "[...document.querySelectorAll('[role=meter]')].map(e => [e.getAttribute('aria-label'),"
+                "...['min', 'max', 'now', 'text'].map(part => e.getAttribute(`aria-value${part}`)),"
+                "e.querySelector('.value').getAttribute('stroke-dasharray')])"
+            ),
+            [
+                ["Bar", "-20", "60", "0", "0 °C", "25 100"],
+                ["Arc", "0", "8000000000", "8000000000", "9.00 GB", "100 100"],
+            ],
+        )
+        contrast = (
+            "(() => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});"
+            "const light = name => { c.fillStyle = getComputedStyle(document.querySelector(`.bar .${name}`)).stroke;"
+            "c.fillRect(0, 0, 1, 1); return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)"
+            ".map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0); };"
+            "const [a, b] = [light('value'), light('track')]; return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); })()"
+        )
+        for features in (
+            {"prefers-color-scheme": "light"},
+            {"prefers-color-scheme": "dark"},
+            {"prefers-contrast": "more"},
+            {"prefers-contrast": "more", "prefers-color-scheme": "dark"},
+            {"forced-colors": "active"},
+            {"forced-colors": "active", "prefers-color-scheme": "dark"},
+        ):
+            with self.subTest(**features):
+                self.browser.cdp(
+                    "Emulation.setEmulatedMedia",
+                    features=[{"name": name, "value": value} for name, value in features.items()],
+                )
+                self.assertGreaterEqual(self.browser.js(contrast), 3)
+                chosen = "getComputedStyle(document.querySelector('#windows [aria-pressed={}]'))"
+                look = "(s => [s.borderTopColor, s.backgroundColor].join())({})"
+                self.assertNotEqual(
+                    *(self.browser.js(look.format(chosen.format(on))) for on in ("true", "false"))
+                )
+
+    def test_density_paper_and_the_way_to_the_alerts(self):
+        """Another density without a resize is sharp; paper is light and whole; a phone reaches the alerts."""
+        self.browser.cdp(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark"}],
+        )
+        self.go(self.live().url)
+        self.browser.until("cards.length === 6")
+        width = self.browser.js("cards[0].canvas.clientWidth")
+        self.browser.until(f"Math.abs(cards[0].canvas.width - {width}) <= 1")
+        self.size(1440, density=2)
+        self.browser.until(f"Math.abs(cards[0].canvas.width - 2 * {width}) <= 1")
+        self.browser.js(
+            "addEventListener('beforeprint', () => { window.printed = [paint.card,"
+            "getComputedStyle(document.body).colorScheme]; })"
+        )
+        dark = self.browser.js("paint.card")
+        self.browser.cdp("Page.printToPDF")
+        self.browser.until("window.printed !== undefined && paint.card !== window.printed[0]")
+        self.assertEqual(self.browser.js("window.printed[0]"), "rgb(255, 255, 255)")
+        self.browser.until(f"paint.card === {json.dumps(dark)}")
+        self.size(390, 844)
+        self.browser.js("scrollTo(0, 1000)")
+        self.browser.js("document.querySelector('#reach').click()")
+        self.browser.until(
+            "(r => r.top >= 0 && r.bottom < innerHeight)(document.querySelector('#rows li').getBoundingClientRect())"
+        )
+        self.assertEqual(self.browser.js("document.activeElement.id"), "log")
+
+    def test_a_charts_name_stays_and_its_value_changes(self):
+        """The name is the title; the value is a sentence: now, lowest and highest."""
+        self.go(self.live().url)
+        said = "document.querySelector('canvas').getAttribute('aria-valuetext')"
+        self.browser.until(f"/^CPU [\\d.]+ %, [\\d.]+ to [\\d.]+ % in the last /.test({said})")
+        before = self.browser.js(said)
+        self.browser.until(f"{said} !== {json.dumps(before)}")
+        self.assertEqual(
+            self.browser.js("document.querySelector('canvas').getAttribute('aria-label')"), "CPU"
+        )
 
 
 class Relay:
