@@ -888,6 +888,32 @@ def discard_input(connection: socket.socket) -> bool:
         return False
 
 
+# What asks a program to end: Ctrl-C, `kill`, and on Windows Ctrl-Break, the one that a program can send.
+ENDING_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
+]
+
+
+def interrupt(signal_number: int, frame: object) -> None:
+    """Unwinds the main thread at the first of the signals. A second one ends the process at once."""
+    for each in ENDING_SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def take_signals() -> dict[int, Any]:
+    """Lets every one of ENDING_SIGNALS do the same, and returns the handlers that were there.
+
+    A handler that the program has set itself stays. Python lets only the main thread set one."""
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():
+        for each in ENDING_SIGNALS:
+            before = signal.getsignal(each)
+            if not callable(before) or before is signal.default_int_handler:
+                replaced[int(each)] = signal.signal(each, interrupt)
+    return replaced
+
+
 class DashboardServer(ThreadingHTTPServer):
     """The dashboard. Entering its `with` block serves; leaving it ends every stream in order, within two seconds.
 
@@ -979,6 +1005,7 @@ class DashboardServer(ThreadingHTTPServer):
         self._watched = (
             selectors.DefaultSelector()
         )  # the sockets of streams: readable when the peer closes
+        self._signals = take_signals()
         self.generator.__enter__()
         threading.Thread(target=self._serve, name="serve", daemon=True).start()
         return self
@@ -991,7 +1018,7 @@ class DashboardServer(ThreadingHTTPServer):
         self.serve_forever(WATCH_SECONDS)
 
     def wait(self) -> None:
-        """Blocks until the server has ended, or a signal's exception comes up in the main thread."""
+        """Blocks until the server has ended, or a signal unwinds the `with` block."""
         # Python runs a signal's handler between two of its own steps: a wait without end could begin just after a signal.
         while not self._down.wait(WATCH_SECONDS):
             pass
@@ -1000,8 +1027,10 @@ class DashboardServer(ThreadingHTTPServer):
         """Publishes one event at once, from any thread. Raises TypeError for anything else, RuntimeError when not serving."""
         self.broadcaster.publish(event)
 
-    def __exit__(self, *_: object) -> None:
-        """The one way down: no more ticks, no more clients, every stream to its end, and then whoever is left is cut."""
+    def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> Any:
+        """The one way down: no more ticks, no more clients, every stream to its end, and then
+        whoever is left is cut. A KeyboardInterrupt has done its work then: the program goes on
+        behind the `with` block."""
         self.generator.__exit__(None, None, None)
         self.shutdown()
         self.server_close()
@@ -1015,6 +1044,9 @@ class DashboardServer(ThreadingHTTPServer):
                 hang_up(connection)
             self._books.wait_for(lambda: not self.deadlines, HANG_UP_SECONDS)
             self._watched.close()
+        for each, handler in self._signals.items():
+            signal.signal(each, handler)
+        return problem is KeyboardInterrupt
 
     # The life of a connection. In the serve thread: get_request, process_request. In its own, process_request_thread: a
     # Handler reads the request and answers it, or streams within watching(); then close_request.
@@ -1343,13 +1375,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def interrupt(signal_number: int, frame: object) -> None:
-    """For SIGINT and SIGTERM alike: the first unwinds the main thread, a second ends the process at once."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = parse_arguments(arguments)
@@ -1360,11 +1385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.logThreads = (
         False  # the clients' threads have no name, and asking for one would leave an object behind
     )
-    for each in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # before the URL is printed: whoever waits for it may send one at once
-        signal.signal(each, interrupt)
+    take_signals()  # already now: to fill the history takes some seconds
     try:
         with DashboardServer(
             options.host,
@@ -1377,7 +1398,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with suppress(OSError):  # nobody may be there to read it
                 print(f"The dashboard is at {server.url} (Ctrl-C ends it)", flush=True)
             server.wait()
-    except KeyboardInterrupt:
+        return 0
+    except KeyboardInterrupt:  # before the server had begun
         return 0
     except (OSError, UnicodeError) as problem:  # UnicodeError: the host is no name
         missing = getattr(problem, "filename", None)

@@ -280,16 +280,13 @@ def fetch(address, path, method="GET", headers=None, body=None):
         connection.close()
 
 
-class Command:
-    """`python sse_dashboard.py` as a child process."""
+class Child:
+    """A Python process that prints its URL as its first line, and what became of it."""
 
-    def __init__(self, *options, port=0, script=HERE / "sse_dashboard.py", **popen):
+    def __init__(self, *arguments, wrapped=(), **popen):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": HERE}
         self.process = subprocess.Popen(
-            [sys.executable, str(script), "--port", str(port), *map(str, options)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **popen,
+            [*wrapped, sys.executable, *map(str, arguments)], **options | popen
         )
         self.url = self.process.stdout.readline().strip()
         found = re.search(r"http://(\S+):(\d+)/", self.url)
@@ -308,6 +305,20 @@ class Command:
     def __exit__(self, *_):
         self.process.kill()
         self.process.communicate()
+
+
+class Command(Child):
+    """`python sse_dashboard.py`."""
+
+    def __init__(self, *options, port=0, script=HERE / "sse_dashboard.py", **popen):
+        super().__init__(script, "--port", port, *options, **popen)
+
+
+class Program(Child):
+    """A program that imports sse_dashboard."""
+
+    def __init__(self, text, **popen):
+        super().__init__("-c", text, **popen)
 
 
 class Promises(unittest.TestCase):
@@ -2674,7 +2685,7 @@ class AsAModule(Promises):
         self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
 
     def test_the_programs_in_the_readme_run(self):
-        """Both serve what they say, in under fifteen lines, and end with Ctrl-C without a word."""
+        """Each serves what it says, and ends in order: without a word, its streams on whole events."""
         programs = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.DOTALL)
         for program, expected in zip(
             programs,
@@ -2683,25 +2694,65 @@ class AsAModule(Promises):
         ):
             self.assertLess(len(program.splitlines()), 15)
             self.assertIn("port=8000", program)
-            listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # even where a shell has not
-            child = subprocess.Popen(
-                [sys.executable, "-c", listening + program.replace("port=8000", "port=0")],
-                cwd=HERE,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            self.addCleanup(child.communicate)
-            self.addCleanup(child.kill)
-            address = ("127.0.0.1", int(re.search(r":(\d+)/", child.stdout.readline())[1]))
-            with Stream(address, "/api/events/metrics") as stream:
-                stream.until(
-                    lambda stream, names=expected: (
-                        names <= {data["name"] for _, data, _ in stream.events}
-                    )
-                )
-            child.send_signal(signal.SIGINT)
-            self.assertEqual(child.communicate(timeout=DEADLINE)[1], "")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with Program(program.replace("port=8000", "port=0")) as child:
+                    with Stream(child.address, "/api/events/metrics") as stream:
+                        stream.until(
+                            lambda stream, names=expected: (
+                                names <= {data["name"] for _, data, _ in stream.events}
+                            )
+                        )
+                        self.assertEqual(child.end(number)[:2], (0, ""))
+                        stream.to_the_end()
+                        self.assertTrue(stream.raw.endswith(b"\n\n"))
+
+    def test_a_program_ends_in_order_as_the_first_process_of_a_container(self):
+        """The kernel gives PID 1 no default for a signal: one without a handler is lost."""
+        container = ["unshare", "--pid", "--fork", "--kill-child"]
+        able = shutil.which("unshare") and subprocess.run([*container, "true"], capture_output=True)
+        if not able or able.returncode:
+            self.skipTest("needs the right to make a PID namespace: run as root")
+        program = (
+            "import os, sse_dashboard\n"
+            "with sse_dashboard.DashboardServer(port=0) as server:\n"
+            "    print(server.url, os.getpid(), flush=True)\n"
+            "    server.wait()\n"
+        )
+        with Program(program, wrapped=container) as child:
+            self.assertTrue(child.url.endswith("/ 1"), child.url)
+            outside = Path(f"/proc/{child.process.pid}/task/{child.process.pid}/children")
+            os.kill(int(outside.read_text()), signal.SIGTERM)
+            _, errors = child.process.communicate(timeout=DEADLINE)
+            self.assertEqual((child.process.returncode, errors), (0, ""))
+
+    def test_a_program_keeps_its_handlers_of_signals(self):
+        """The server takes the signals for as long as it serves, and none that the program handles.
+
+        A signal ends the `with` block, wherever it stands, and the program goes on behind it.
+        In another thread than the main one it takes none."""
+        program = """
+import signal, sys, threading, sse_dashboard
+mine = lambda number, frame: print("mine", flush=True)
+before = signal.getsignal(signal.SIGINT)
+def serve():
+    with sse_dashboard.DashboardServer(port=0):
+        return signal.getsignal(signal.SIGTERM)
+with sse_dashboard.DashboardServer(port=0) as server:
+    print(server.url, flush=True)
+    while True:
+        threading.Event().wait(1)
+print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGINT) == before)
+results = []
+thread = threading.Thread(target=lambda: results.append(serve()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, mine)
+print(results == [signal.SIG_DFL], serve() == mine, signal.getsignal(signal.SIGTERM) == mine)
+"""
+        with Program(program) as child:
+            child.process.send_signal(signal.SIGTERM)
+            output, errors = child.process.communicate(timeout=DEADLINE)
+            self.assertEqual((output.split(), errors), (["True"] * 5, ""))
 
     def test_any_other_event_type_goes_to_the_stream_of_all(self):
         """A program's own event type is carried by `all` alone."""
