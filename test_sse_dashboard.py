@@ -4288,6 +4288,17 @@ class TheConnection(InABrowser):
         self.assertGreater(self.browser.js("wait"), 1000)
         self.browser.until("wait === 1000")  # after five seconds of Live
 
+    def test_a_machine_that_slept(self):
+        """A stream that said nothing meanwhile is replaced at once: nobody knows what became of it."""
+        server = self.live(interval=60)
+        self.go(server.url)
+        self.browser.js(
+            "performance.now = (now => () => now.call(performance) + 3.6e6)(performance.now), 0"
+        )
+        self.assertTrue(eventually(lambda: server.status()["ended"]["closed"] == 1))
+        self.browser.state("Live")
+        self.connections(server, 1)
+
     def test_two_dashboards_on_one_origin(self):
         """Under `/a/` and `/b/` they share nothing; two tabs of one share its stream."""
         servers = {
@@ -4479,10 +4490,8 @@ class TheConnection(InABrowser):
         server.publish(metric("loss", 0.5))
         self.browser.until("state.series.has('loss')")
         self.browser.until("serverTime(steady()) - state.newest > 4000")
-        self.browser.tab()
-        self.go(server.url)  # a tab that comes later is Live too
-        self.browser.switch(self.browser.call("GET", "/window/handles")[0])
         self.assertEqual(self.browser.js("said"), ["Connecting", "Live"])
+        self.go(self.live(sources=[], interval=60).url)  # it greets, and has no more to say for now
 
     def test_no_event_ever_came(self):
         """After some tries the page says which address it asks, and what usually is the matter."""
@@ -4507,7 +4516,7 @@ class TheConnection(InABrowser):
         )
         self.go(f"{puppet.url}dash", "Reconnecting")
         self.browser.until("!document.querySelector('#hint').hidden")
-        self.assertIn("a proxy holds it back", self.browser.text("#hint"))
+        self.assertIn("a proxy holds the stream back", self.browser.text("#hint"))
         self.assertIn(f"slash at its end: {puppet.url}dash/", self.browser.text("#hint"))
         self.assertNotIn("filter", self.browser.text("#hint"))
 
