@@ -3,43 +3,53 @@
 
     python sse_dashboard.py              then open http://localhost:8000
 
-One tick's journey:
+One tick's journey is the order of this file:
 
-    Simulation.events_at(tick) -> events -> encoded once -> frame (bytes)      once a tick, in the generator thread
-      -> Broadcaster -> each Subscription's queue -> its thread -> socket      once a client: one put, one write
-      ~~> EventSource -> state -> one animation frame -> canvas                in the page, index.html
+    Simulation.events_at(tick) -> events -> frame (bytes)             once a tick, in the generator
+      -> Broadcaster -> each Subscription's queue -> its thread       once a client: one put,
+      -> socket                                                       one write
+      ~~> EventSource -> state -> one animation frame -> canvas       in the page, index.html
 
-Nothing flows back but the last event ID that a client sends when it connects again. The file builds this from its parts:
-events, simulation, subscription, broadcaster, generator, handler, server, command line.
+Nothing flows back but the last event ID, which a client sends when it connects again.
 
 Threads, and who ends them:
 
-    main        fills the history, then waits for a signal; leaving its `with` block is the one way down
-    generator   computes and publishes the ticks; DashboardServer.__exit__ ends it first
-    serve       accepts connections, and between them cuts those that left or overran their deadline; __exit__ ends it next
-    one for each connection: answers one request. A stream's thread sleeps on its queue, until its subscription is ended
-                (the client left, ticks were skipped, the server stops) or its socket is cut (it was too slow, or stalled)
+    main        fills the history, then waits for a signal. Leaving its `with` block is the one
+                way down.
+    generator   asks the sources for the events of each tick, and publishes them.
+                DashboardServer.__exit__ ends it first.
+    serve       accepts connections. Twice a second it looks at all of them, notices who has left,
+                and cuts who is over time. __exit__ ends it next.
+    one for each connection: reads one request and answers it. The thread of a stream sleeps on
+                its queue and writes what comes. It ends when its subscription was ended (the client
+                left, the server stops) or when a write failed.
 
 Words:
 
-    tick        a multiple of the interval, in Unix milliseconds: the moment that readings belong to
-    event ID    <tick>-<number within the tick>: ordered, and the same in every server with the same seed and interval
-    batch       the events of one tick, or a single event published between two ticks
+    tick        a multiple of the interval, in Unix milliseconds: the moment that readings are of
+    event ID    <tick>-<number within the tick>. IDs are ordered, and the same in every server with
+                the same seed and interval.
     frame       the bytes of one or more whole events: what one write sends
+    place       the last event ID that a client was given
+    live        a client that gets every frame into its queue as it is published
+    behind      a client whose thread reads the history, from its place on, until it is live
 
 Deliberate choices:
 
-  * One request a connection: no body is ever taken for the next request, and a stream ends with its connection.
-  * The readings are a function of seed and time: a restart loses nothing, and two servers need not know each other.
-  * History and registration are taken under the lock that publishing takes: that alone keeps gaps and doubles out.
-  * A client that does not keep up is disconnected, never waited for: it comes back with its last event ID.
+  * One mechanism for a first history, a resume, a burst and a slow reader: see Subscription. Nobody
+    is waited for, and nobody is cut for being slow.
+  * A client goes live under the lock that publishing takes, when nothing is left to read. That
+    alone keeps gaps and doubles out.
+  * The readings are a function of seed and time. So a restart loses nothing, and two servers need
+    not know each other.
+  * One request a connection. No body is ever taken for the next request, and the end of a stream
+    is the end of its connection.
 
 Standards: WHATWG HTML "Server-sent events", RFC 9110 (HTTP semantics), RFC 9112 (HTTP/1.1).
 """
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import base64
 import errno
@@ -47,7 +57,6 @@ import hashlib
 import json
 import logging
 import math
-import mmap
 import os
 import queue
 import random
@@ -60,13 +69,11 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import chain, islice
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, NamedTuple, Protocol
@@ -74,68 +81,73 @@ from urllib.parse import parse_qs, unquote
 
 logger = logging.getLogger("sse_dashboard")
 
-# ------------------------------------------------------------------------------------------------------- Settings ----
+# --- Settings --------------------------------------------------------------------------------------
 
+TITLE = "SSE dashboard"
 INTERVAL_SECONDS = 1.0  # between ticks: what a person still sees as live
-HISTORY_SECONDS = 300.0  # held in memory: the page's longest window
-MAX_HISTORY_TICKS = 20_000  # some 100 MB of history, computed within 3 s at the start
+HISTORY_SECONDS = 300.0  # held in memory: the page's first window
 MAX_CLIENTS = 1000  # open connections of any kind: each costs a thread
-CHECK_MS = 1000  # at least, between two looks of the simulation at its thresholds
-CALM_MS = 30_000  # below a threshold, until the simulation calls that normal: so nothing flaps
+INTERVAL_RANGE = (0.05, 60.0)  # in seconds
+HISTORY_RANGE = (0.0, 3600.0)  # in seconds
+CLIENTS_RANGE = (1, 100_000)
+MAX_HISTORY_TICKS = 20_000  # some 100 MB of history, computed within 3 s at the start
+CHECK_SECONDS = 1.0  # at least, between two looks of the simulation at its thresholds
+CALM_SECONDS = 30.0  # below a threshold, until that is called normal: so nothing flaps
 
 NEWEST_SECONDS = 0.001  # of history for a client that asks for none: the newest tick
-RETRY_MS = (
-    2000,
-    4000,
-)  # the reconnection time: random, so that a restart is not met by all clients at once
-HEARTBEAT_SECONDS = (
-    15.0  # of silence, then a comment: WHATWG HTML advises it against proxies that give up
-)
+RETRY_MS = (2000, 4000)  # the reconnection time: random, so that not all come back at once
+HEARTBEAT_SECONDS = 15.0  # of silence: WHATWG HTML advises a comment, for proxies that give up
+HEARTBEAT = b":\n"  # no empty line after it, for that would end an event without data
 FUTURE_SECONDS = 60.0  # an ID further ahead of the clock comes from no other server of ours
 CATCH_UP_SECONDS = 60.0  # a pause up to this, or as far as history goes, is made up for
 
-QUEUE_FRAMES = 100  # that a client may be behind before it is disconnected
-SEND_BUFFER_BYTES = (
-    16 * 1024
-)  # the kernel's share of a client's backlog: by default it hides hours of it
-SEND_TIMEOUT_SECONDS = (
-    10  # whole ones: a peer that takes or acknowledges nothing for this long is gone
-)
-REPLAY_EVENTS = 64  # joined and written at a time when history is sent: some 10 KB
-CLIENTS_AT_ONCE = (
-    128  # woken before publishing rests and lets them run: woken all at once, they queue up for the
-)
-REST_SECONDS = 0.0001  # ... interpreter lock and are switched to twice: with 1,000 clients a third more CPU an event
+QUEUE_FRAMES = 100  # that a live client may be late: what does not fit it reads from the history
+HANDFUL_EVENTS = 64  # read from the history and written at a time: some 10 KB
+SEND_BUFFER_BYTES = 16 * 1024  # the kernel's share of what a client is late: by default it is hours
+SEND_TIMEOUT_SECONDS = 10  # whole ones: who takes or acknowledges nothing for this long is gone
+CLIENTS_AT_ONCE = 128  # woken before publishing rests. Woken all at once, 1,000 threads queue up
+REST_SECONDS = 0.0001  # ... for the interpreter's lock, and cost up to 4 times the CPU
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
-MAX_LINE_BYTES = (
-    65_536  # of the request line; the base class allows the same for each of 100 header fields
-)
+MAX_LINE_BYTES = 65_536  # of the request line. The base class allows as much for each field
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
-MAX_REFUSED = (
-    64  # connections at a time that are told there is no place: with one more, the oldest is cut
-)
+MAX_LINGERING = 512  # that wait for this at a time. With one more, the oldest is closed
 RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
-SPARE_DESCRIPTORS = (
-    128  # for what is no client: those who are refused, files, the listening socket, the selector
-)
+SPARE_DESCRIPTORS = MAX_LINGERING + 128  # for what is no client's: files, sockets of our own
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
-WATCH_SECONDS = 0.5  # between two looks at all sockets, and of the main thread for a signal: how soon either is noticed
-DRAIN_BYTES = (
-    8 << 20
-)  # of what a client sent unasked, thrown away in one look: more than a receive buffer holds
+WATCH_SECONDS = 0.5  # between two looks at all connections: how soon a departure is noticed
+DRAIN_BYTES = 8 << 20  # thrown away in one look, of what a client sent: more than a buffer holds
 
 DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued...
-HANG_UP_SECONDS = (
-    0.3  # ... and for the threads that are then cut; before that, for a source that is still busy
-)
+HANG_UP_SECONDS = 0.3  # ... and for the threads that are then cut, or for a source that is busy
+MAX_MILLISECONDS = 253_402_300_800_000  # the year 10000: RFC 3339 has four digits
 
-# --------------------------------------------------------------------------------- Events: what can be said, as bytes ----
+
+def check_range(name: str, value: float, allowed: tuple[float, float]) -> None:
+    """Raises ValueError for a value that is outside what is allowed."""
+    low, high = allowed
+    if not low <= value <= high:
+        raise ValueError(f"{name} is from {low:g} to {high:g}, not {value!r}")
+
+
+def check_times(interval: float, history: float) -> None:
+    """Raises ValueError for an interval or a history, both in seconds, that cannot be."""
+    check_range("interval", interval, INTERVAL_RANGE)
+    check_range("history", history, HISTORY_RANGE)
+    longest = MAX_HISTORY_TICKS * round(interval, 3)
+    if history > longest:
+        raise ValueError(
+            f"history is at most {longest:g} seconds ({MAX_HISTORY_TICKS} ticks) at this interval"
+        )
+
+
+# --- Event -------------------------------------------------------------------------------------
 
 LEVELS = ("info", "success", "warning", "error")
-TROUBLE = ("warning", "error")  # the levels that a metric's thresholds can be for, the milder first
+TROUBLE = ("warning", "error")  # the levels that a metric's thresholds can have, the milder first
+BUILT_IN = ("metric", "alert", "status", "panels", "reset")  # the types that a browser knows
 to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
@@ -145,85 +157,98 @@ def timestamp(milliseconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:03d}Z"
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number. True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
 @dataclass(frozen=True)
 class Event:
     """Something to tell: an event type, and the fields of the JSON object that says it.
 
-    What cannot be sent raises here, where the mistake is: ValueError for a type of several lines or a number that is not
-    finite, TypeError for a value that JSON does not have. Publishing adds the timestamp and the ID."""
+    What cannot be sent raises here, where the mistake is: ValueError for a type of several lines
+    or a number that is not finite, TypeError for a value that JSON does not have. Publishing adds
+    the ID and the timestamp. `at` is a moment of the program's own for the timestamp, in Unix
+    milliseconds; without it, it is the tick or the moment of publishing."""
 
     type: str
     fields: Mapping[str, Any]
-    json: str = field(init=False, repr=False, compare=False)  # as they were at birth: what is sent
+    at: float | None = None
+    json: str = field(init=False, repr=False, compare=False)  # as the fields were at birth
 
     def __post_init__(self) -> None:
         if not isinstance(self.type, str) or not re.fullmatch(r"[^\r\n\0]+", self.type):
             raise ValueError(
-                f"an event's type is one line of text, not empty and without NUL; this is {self.type!r}"
+                f"an event's type is one line of text, not empty and without NUL, not {self.type!r}"
             )
         if {"type", "timestamp"} & self.fields.keys():
-            raise ValueError(
-                "an event's own fields are not called `type` or `timestamp`: publishing adds those"
-            )
+            raise ValueError("`type` and `timestamp` are added to an event's fields by publishing")
+        if self.at is not None and not (is_number(self.at) and 0 <= self.at < MAX_MILLISECONDS):
+            raise ValueError(f"an event's moment is in Unix milliseconds, not {self.at!r}")
         object.__setattr__(self, "json", to_json({"type": self.type, **self.fields}))
-        self.json.encode()  # raises for half a surrogate pair
+        self.json.encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
 
     @property
     def topic(self) -> str:
         """What a filter asks for: a metric's name, an alert's level."""
         return str(self.fields.get("level" if self.type == "alert" else "name", ""))
 
-    def encode(self, moment: str, event_id: str = "") -> bytes:
+    def encode(self, moment: float, event_id: str = "") -> bytes:
         """The event's bytes, with its timestamp and ID, and the empty line that ends it.
 
-        JSON escapes line breaks (WHATWG HTML, "Parsing an event stream": U+2028 is none), so the data is one line. The ID
-        comes last: a client that takes an ID as it reads it cannot have that of an event which was cut short."""
-        end = f"\nid: {event_id}\n\n" if event_id else "\n\n"
-        return (
-            f'event: {self.type}\ndata: {self.json[:-1]}, "timestamp": "{moment}"}}{end}'.encode()
-        )
+        JSON escapes line breaks, so the data is one line. (U+2028 is no line break: WHATWG HTML,
+        "Parsing an event stream".) The ID comes last: a client that takes an ID as it reads it
+        cannot have the ID of an event that was cut short."""
+        lines = [
+            f"event: {self.type}",
+            f'data: {self.json[:-1]}, "timestamp": "{timestamp(moment)}"}}',
+        ]
+        if event_id:
+            lines.append(f"id: {event_id}")
+        return ("\n".join(lines) + "\n\n").encode()
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number; True and False are none."""
-    kind = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return kind and abs(value) <= sys.float_info.max  # type: ignore[operator]
+def metric(name: str, value: float, unit: str = "", *, at: float | None = None) -> Event:
+    """A reading. The page draws a card and a line for any name, with its unit ("%", "B/s", "°C").
+
+    `at` is when it was read, in Unix milliseconds, if not now. Raises TypeError for an argument of
+    another type, ValueError for a name that no filter could ask for and a value that is not
+    finite."""
+    if not isinstance(name, str) or not isinstance(unit, str):
+        raise TypeError(f"a metric's name and unit are texts, not {name!r} and {unit!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"a metric's value is a number, not {value!r}")
+    if not is_number(value):
+        raise ValueError(f"a metric's value is finite, not {value!r}")
+    if not name or "," in name:
+        raise ValueError(f"a metric's name is not empty and has no comma, not {name!r}")
+    return Event("metric", {"name": name, "value": value, "unit": unit}, at)
 
 
-def metric(name: str, value: float, unit: str = "") -> Event:
-    """A reading. The page draws a card and a line for any name, with its unit ("%", "B/s", "°C"). Raises TypeError for another
-    type than those, ValueError for a name that a filter could not ask for and a value that is not finite."""
-    texts = isinstance(name, str) and isinstance(unit, str)
-    if not texts or not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(
-            f"a metric is a name, a number and a unit, not {name!r}, {value!r} and {unit!r}"
-        )
-    if not name or "," in name or not abs(value) <= sys.float_info.max:
-        raise ValueError(
-            f"a metric's name has no comma and is not empty, its value is finite: not {name!r}, {value!r}"
-        )
-    return Event("metric", {"name": name, "value": value, "unit": unit})
+def alert(level: str, message: str, metric: str = "", *, at: float | None = None) -> Event:
+    """Something that happened, and the metric that caused it. `at` is as in metric().
 
-
-def alert(level: str, message: str, metric: str = "") -> Event:
-    """Something that happened, and the metric that caused it. Raises ValueError for an unknown level, TypeError for no text."""
+    Raises ValueError for an unknown level, TypeError for a message or metric that is no text."""
     if level not in LEVELS:
         raise ValueError(f"an alert's level is one of {', '.join(LEVELS)}, not {level!r}")
     if not isinstance(message, str) or not isinstance(metric, str):
         raise TypeError(f"an alert's message and metric are texts, not {message!r} and {metric!r}")
-    return Event(
-        "alert", {"level": level, "message": message} | ({"metric": metric} if metric else {})
-    )
+    fields = {"level": level, "message": message}
+    if metric:
+        fields["metric"] = metric
+    return Event("alert", fields, at)
 
 
 @dataclass(frozen=True)
 class Panel:
     """How metrics are shown: the title of their card, and what each one's line is called there.
 
-    A gauge (`arc` or `bar`) shows one metric within its range, from `min` to `max`. The `thresholds`
-    say from which value on a metric is in trouble, by level: `{"warning": 85, "error": 95}`.
-    `decimals` are the digits after the point; without it the page finds those that fit.
-    Raises ValueError or TypeError for what no page could show."""
+    A gauge (`arc` or `bar`) shows one metric within its range, from `min` to `max`. The
+    `thresholds` say from which value on a metric is in trouble, and how bad that is:
+    `{"warning": 85, "error": 95}`. `decimals` are the digits after the point; without it the page
+    finds those that fit. Raises TypeError or ValueError for what no page could show."""
 
     title: str
     metrics: Mapping[str, str]
@@ -237,25 +262,29 @@ class Panel:
         if not isinstance(self.title, str) or not self.title.strip():
             raise ValueError(f"a panel's title is a text that is not empty, not {self.title!r}")
         if not isinstance(self.metrics, Mapping) or not self.metrics:
-            raise TypeError(f"a panel's metrics are names and their lines' labels, not {self.metrics!r}")
+            raise TypeError(f"a panel's metrics are names with labels, not {self.metrics!r}")
         if not all(isinstance(text, str) for pair in self.metrics.items() for text in pair):
             raise TypeError(f"a metric's name and label are texts, not {self.metrics!r}")
-        numbers = [n for n in (self.min, self.max, *self.thresholds.values()) if n is not None]
-        if not all(is_number(n) for n in numbers):
-            raise TypeError(f"a panel's range and thresholds are finite numbers, not {numbers!r}")
-        if self.min is not None and self.max is not None and not self.min < self.max:
-            raise ValueError(f"a panel's min is less than its max, not {self.min!r} and {self.max!r}")
+        if not isinstance(self.thresholds, Mapping) or not self.thresholds.keys() <= set(TROUBLE):
+            raise ValueError(f"thresholds are for {' and '.join(TROUBLE)}: {self.thresholds!r}")
+        for number in (self.min, self.max, *self.thresholds.values()):
+            if number is not None and not is_number(number):
+                raise TypeError(f"a panel's range and thresholds are finite numbers: {number!r}")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError(f"a panel's min is below its max, not {self.min!r} and {self.max!r}")
         if self.gauge not in ("", "arc", "bar"):
             raise ValueError(f"a panel's gauge is `arc` or `bar`, not {self.gauge!r}")
-        if self.gauge and (self.min is None or self.max is None or len(self.metrics) != 1):
-            raise ValueError("a gauge shows one metric, between a min and a max")
-        if not self.thresholds.keys() <= set(TROUBLE):
-            raise ValueError(f"thresholds are for {' and '.join(TROUBLE)}, not {self.thresholds!r}")
-        in_order = [self.thresholds[level] for level in TROUBLE if level in self.thresholds]
-        if sorted(set(in_order)) != in_order:
-            raise ValueError(f"the threshold of a worse level is higher, not {self.thresholds!r}")
+        if self.gauge and (self.min is None or self.max is None or len(self.metrics) > 1):
+            raise ValueError("a gauge shows one metric, and needs a min and a max")
+        if list(self.limits) != sorted(set(self.limits)):
+            raise ValueError(f"a worse level has a higher threshold: {self.thresholds!r}")
         if self.decimals is not None and self.decimals not in range(10):
             raise ValueError(f"a panel's decimals are a number from 0 to 9, not {self.decimals!r}")
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The thresholds, the milder first."""
+        return tuple(self.thresholds[level] for level in TROUBLE if level in self.thresholds)
 
     def as_fields(self) -> dict[str, Any]:
         """What the `panels` event says of it: the fields that were given."""
@@ -263,16 +292,21 @@ class Panel:
 
 
 class Source(Protocol):
-    """Where events come from: the simulation, or a program's own. One that has `replayable = True` promises that its events
-    depend on the tick alone: history is then filled from it at the start, and a resume over a restart misses nothing."""
+    """Where events come from: the simulation, or a program's own.
+
+    A source may have two attributes more. `panels`, a sequence of Panel, says how its metrics are
+    shown. `replayable = True` promises that its events depend on the tick alone: the history is
+    then filled from it at the start, and a resume over a restart misses nothing."""
 
     def events_at(self, tick: int) -> Iterable[Event]:
-        """The events of a tick, in Unix milliseconds. Called in the generator thread, for the history in the main thread."""
+        """The events of a tick, which is in Unix milliseconds.
+
+        Called in the generator thread, and for the history at the start in the main thread."""
 
 
-# --------------------------------------------------------------------------------- Subscription: one client's queue ----
+# --- Subscription: one client's queue, its filter, its place in the history ----------------------
 
-EventID = tuple[int, int]  # the tick and the number within it, compared by order
+EventID = tuple[int, int]  # the tick and the number within it: compared by order
 
 
 class Entry(NamedTuple):
@@ -281,161 +315,176 @@ class Entry(NamedTuple):
     id: EventID
     type: str
     topic: str
+    moment: float  # of its timestamp, in Unix milliseconds
     wire: bytes
 
 
 class Filter(NamedTuple):
     """What a client wants to see. Clients with equal filters share every frame."""
 
-    types: frozenset[str] | None = (
-        None  # of events; None: all, and this server's `status` with them
-    )
-    names: frozenset[str] = frozenset()  # of metrics; empty: all
-    levels: frozenset[str] = frozenset()  # of alerts; empty: all
-    after: EventID = (
-        0,
-        0,
-    )  # later events only: for a client that comes from a server whose clock is ahead of ours
+    types: frozenset[str] | None = None  # of events. None: all, and with them `status` and `panels`
+    names: frozenset[str] = frozenset()  # of metrics. Empty: all
+    levels: frozenset[str] = frozenset()  # of alerts. Empty: all
+    after: EventID = (0, 0)  # for a client that comes from a server whose clock is ahead of ours
 
     def passes(self, entry: Entry) -> bool:
-        carried = self.types is None or entry.type in self.types
-        wanted = (
-            self.names if entry.type == "metric" else self.levels if entry.type == "alert" else None
-        )
-        return carried and entry.id > self.after and (not wanted or entry.topic in wanted)
+        if entry.id <= self.after or not (self.types is None or entry.type in self.types):
+            return False
+        if entry.type == "metric" and self.names:
+            return entry.topic in self.names
+        if entry.type == "alert" and self.levels:
+            return entry.topic in self.levels
+        return True
+
+    def frame(self, entries: Iterable[Entry]) -> bytes:
+        """The bytes of those entries that pass."""
+        return b"".join([entry.wire for entry in entries if self.passes(entry)])
 
 
 EVERYTHING = Filter()
 REASONS = {  # how a stream, or a connection that never got one, came to its end
     "closed": "the client left",
-    "slow": "its queue was full",
-    "stalled": "it took nothing for SEND_TIMEOUT_SECONDS",
-    "refused": "there was no place",
-    "lapsed": "ticks were skipped",
-    "failed": "a hook raised",
+    "stalled": "the client took nothing for SEND_TIMEOUT_SECONDS, or vanished",
+    "refused": "there was no place for it",
+    "failed": "a hook of the program raised",
     "shutdown": "the server ended",
 }
 
 
-class Subscription(queue.Queue["bytes | None"]):
-    """One client's queue of frames, and how its stream came to an end.
+class Subscription:
+    """One client: its filter, its place in the history, and its queue.
 
-    Any thread may call `offer` and `end`, which never block; `get` and `frames` belong to the client's thread, and block it.
-    With writers that never wait and a single reader, one lock to sleep on does for the three conditions of the base class,
-    which would cost a fifth of the CPU for each frame; so of its methods get() alone, without arguments, and qsize() work."""
+    A client is live or behind. A live one gets every frame into its queue. One that is behind gets
+    none: its own thread reads the history from the client's place on, until nothing is left to
+    read, and is live from then on. Everybody starts behind. A live client falls behind when its
+    queue is full. So a first history, a resume, a burst and a slow reader are all one thing.
 
-    def __init__(self, hang_up: Callable[[], None], wanted: Filter = EVERYTHING) -> None:
-        """`hang_up` cuts the client's connection, from any thread, without blocking."""
-        self.maxsize, self.mutex, self.queue = QUEUE_FRAMES, threading.Lock(), deque()
-        self._bell = (
-            threading.Lock()
-        )  # released by a writer behind its append, so that who wakes finds the frame; one
-        self._bell.acquire()  # ... that was released for a frame already taken costs one more look
-        self._hang_up, self.wanted = hang_up, wanted
-        self.opening: Iterator[bytes] = iter(())  # the frames that come before the live ones
-        self.reason = ""  # why it ended, once it has
+    The broadcaster writes `live`, `place` and `reason`, under its lock. The client's thread calls
+    frames(), and counts `events`."""
+
+    def __init__(self, broadcaster: Broadcaster, wanted: Filter, place: EventID) -> None:
+        self.wanted = wanted
+        self.place = place  # while it is behind: the last ID that it was given or has in its queue
+        self.live = False
+        self.reason = ""  # why it has ended, once it has: a key of REASONS
         self.events = 0  # written so far
+        self.opening = b""  # what comes before any history
+        self._broadcaster = broadcaster
+        self._queue: queue.Queue[bytes] = queue.Queue(QUEUE_FRAMES)
 
-    def offer(self, frame: bytes | None) -> None:
-        """Queues a frame. A client whose queue is full is too slow: it is cut, and may resume by its last event ID."""
-        with self.mutex:
-            if has_room := len(self.queue) < self.maxsize:
-                self.queue.append(frame)
-                if self._bell.locked():
-                    self._bell.release()
-        if not has_room:
-            self.reason = self.reason or "slow"
-            self._hang_up()
+    def offer(self, frame: bytes) -> bool:
+        """Queues a frame, if there is room. Never blocks. Called under the broadcaster's lock."""
+        try:
+            self._queue.put_nowait(frame)
+        except queue.Full:
+            return False
+        return True
 
-    def end(self, reason: str) -> None:
-        """Ends the stream behind the frames that are queued; cuts it when the queue is full. The first reason stays."""
-        if not self.reason:
-            self.reason = reason
-            self.offer(None)
-
-    def get(self) -> bytes | None:  # type: ignore[override]
-        """The next frame, or None for the end. After HEARTBEAT_SECONDS of silence a comment: so dead peers are found."""
-        while not self.queue:
-            if not self._bell.acquire(timeout=HEARTBEAT_SECONDS):
-                return b":\n\n"
-        frame: bytes | None = self.queue.popleft()
-        return frame
+    def wake(self) -> None:
+        """Lets frames() look at `live` and `reason` again. With a full queue it will anyway."""
+        self.offer(b"")
 
     def frames(self) -> Iterator[bytes]:
-        """What to write, in order, until the end."""
-        return chain(self.opening, iter(self.get, None))
+        """What to write, in order, until the stream ends. Blocks the client's thread."""
+        yield self.opening
+        while True:
+            # First `live`, then the queue. Nobody adds frames for a client that is not live, so
+            # when its queue is empty everything that was ever in it has been written.
+            if not self.live and self._queue.empty():
+                if self.reason:
+                    return
+                frame = self._broadcaster.catch_up(self)
+            else:
+                try:
+                    frame = self._queue.get(timeout=HEARTBEAT_SECONDS)
+                except queue.Empty:
+                    frame = HEARTBEAT
+            if frame:
+                yield frame
 
 
-# ----------------------------------------------------------------- Broadcaster: event IDs, history, fan-out, resume ----
+# --- Broadcaster: event IDs, history, fan-out, resume ---------------------------------------------
 
 
 class Broadcaster:
-    """Gives every event its ID, holds the history, and hands every event to all whose filter it passes.
+    """Gives every event its ID, holds the history, and hands every event to all who want it.
 
-    `interval` and `history` are in seconds. Any thread may call any method; none waits for a client, only for the lock, which
-    publishing to many holds for some milliseconds: it rests in between to let them run."""
+    `interval` and `history` are in seconds. Any thread may call any method. None waits for a
+    client, only for the lock. Publishing to many holds the lock for some milliseconds."""
 
     def __init__(
-        self, interval: float = INTERVAL_SECONDS, history: float = HISTORY_SECONDS
+        self,
+        interval: float = INTERVAL_SECONDS,
+        history: float = HISTORY_SECONDS,
+        title: str = TITLE,
+        panels: Sequence[Panel] = (),
     ) -> None:
-        if not (0.001 <= interval < math.inf and 0 <= history < math.inf):
-            raise ValueError(
-                f"an interval is at least 0.001 s and a history 0 s, not {interval!r} and {history!r}"
-            )
-        self.interval_ms, self.history_ms = round(interval * 1000), round(history * 1000)
+        check_times(interval, history)
+        self.interval_ms = round(interval * 1000)
+        self.history_ms = round(history * 1000)
+        self.instance = os.urandom(4).hex()  # another at each start: how a client sees a restart
+        self._shown = {
+            "title": title,
+            "history_seconds": history,
+            "panels": [panel.as_fields() for panel in panels],
+        }
+        self._panel_metrics = [name for panel in panels for name in panel.metrics]
         self._started_at = time.monotonic()
-        self.instance = os.urandom(4).hex()  # of this start of the server
-        self.panels = b""
-        # Guards everything below. Publishing offers while it holds this, which is safe because offer() never blocks.
+        # Guards everything below, and each subscription's `live`, `place` and `reason`. Publishing
+        # fills queues while it holds this, which is safe because offer() never blocks.
         self._lock = threading.RLock()
-        self.metric_names: dict[
-            str, None
-        ] = {}  # in order, those published so far: what a filter may ask for
-        self.events_published = 0
-        self._history: list[tuple[Entry, ...]] = []  # batches, ordered by ID
+        self._history: list[Entry] = []  # ordered by ID
+        self._newest: dict[tuple[str, str], Entry] = {}  # of each type and topic that is held
         self._last: EventID = (0, 0)  # the newest ID; (tick, 0) after a tick without events
         self._gone: EventID = (0, 0)  # what came up to this ID is no longer held, or never was
         self._subscriptions: set[Subscription] = set()
+        self._events_published = 0
         self._closed = False
 
-    def advance(
-        self, ticks: Iterable[tuple[int, Iterable[Event]]], live: bool = True, gap: bool = False
-    ) -> None:
-        """Publishes the events of one or more ticks, as one frame. If not `live`, only remembers them, as history.
-
-        After a `gap` it begins anew: every stream ends, and each client comes back by its ID and is told that it expired."""
+    def publish_tick(self, tick: int, events: Iterable[Event], live: bool = True) -> None:
+        """Publishes the events of a tick. If not `live`, only remembers them, as history."""
         with self._lock:
-            if gap:
-                self._history.clear()
-                self._last = (0, 0)
-                for subscription in self._subscriptions:
-                    subscription.end("lapsed")
-            entries = [entry for tick, events in ticks for entry in self._remember(tick, 1, events)]
+            if not self._last[0]:
+                self._gone = (tick, 0)
+            last = self._last
+            entries = self._remember(tick, 1, events, tick)
+            self._last = entries[-1].id if entries else (tick, 0)
+            self._forget(tick - max(self.history_ms, 1))  # the newest tick is always held
             if live:
-                self._fan_out(entries, self._status(self._last[0]))
+                self._fan_out(entries, last, self._status(tick))
 
-    def publish(self, event: Event) -> None:
-        """Publishes one event at once, between two ticks. Raises TypeError for anything else, RuntimeError when not serving."""
-        if not isinstance(event, Event):
-            raise TypeError(
-                f"publish() takes an event, as metric() and alert() make it, not {event!r}"
-            )
+    def publish(self, *events: Event) -> None:
+        """Publishes events at once, between two ticks, as one batch. Each carries this moment.
+
+        Raises TypeError for what is no event, ValueError for an event whose own moment lies before
+        the newest one of its metric, RuntimeError when the server has not begun or has ended."""
+        for event in events:
+            if not isinstance(event, Event):
+                raise TypeError(f"publish() takes what metric() and alert() make, not {event!r}")
         with self._lock:
             if self._closed or not self._last[0]:
-                raise RuntimeError(
-                    f"the server has {'ended' if self._closed else 'not begun'}: nobody is there to hear of it"
-                )
-            tick, number = self._last
-            # Counted by the microseconds since the tick, so that a restart in between does not give a number again.
-            elapsed = int(1000 * min(time.time() * 1000 - tick, self.interval_ms))
-            self._fan_out(self._remember(tick, max(number + 1, elapsed), [event]))
+                raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}")
+            last = self._last
+            tick, number = last
+            now = max(time.time() * 1000, tick)
+            # Numbers count the microseconds since the tick, so that a server that is started again
+            # before the next tick does not give the same number to another event.
+            number = max(number + 1, int(1000 * min(now - tick, self.interval_ms)))
+            if entries := self._remember(tick, number, events, now):
+                self._last = entries[-1].id
+                self._fan_out(entries, last)
 
-    def close(self) -> None:
-        """Ends every stream, and each that is yet to come."""
+    def begin_anew(self, tick: int) -> None:
+        """Forgets the history: no tick was published for longer than it spans. `tick` is the next.
+
+        Every client is behind now, from a place that is gone: catch_up() tells it of that."""
         with self._lock:
-            self._closed = True
             for subscription in self._subscriptions:
-                subscription.end("shutdown")
+                if subscription.live:
+                    self._fall_behind(subscription, self._last)
+            self._history.clear()
+            self._newest.clear()
+            self._last = self._gone = (tick - self.interval_ms, 0)
 
     @contextmanager
     def subscribe(
@@ -443,208 +492,273 @@ class Broadcaster:
         wanted: Filter = EVERYTHING,
         last_event_id: str = "",
         history: float = NEWEST_SECONDS,
-        hang_up: Callable[[], None] = lambda: None,
     ) -> Iterator[Subscription]:
         """A subscription for the length of a `with` block.
 
-        It begins with the reconnection time, and on a stream of all with a `status`. Then come exactly the events after the
-        last event ID; without one, those of the last `history` seconds, if nothing else is said of the newest tick. An ID that
-        is older than what is held, or that no server can have sent, is answered by a `reset` event and all that is held."""
+        It begins with the reconnection time, and on a stream of all with `status` and `panels`.
+        Then come exactly the events after the last event ID. Without an ID, those of the last
+        `history` seconds come, and at least the newest tick. An ID that is older than what is
+        held, or that no server can have sent, is answered by a `reset` event and all that is
+        held."""
+        opening = f"retry: {random.randint(*RETRY_MS)}\n".encode()  # no empty line: no event
         with self._lock:
-            reset, after = self._position(last_event_id, history)
-            missed = iter(
-                self._history[bisect_right(self._history, after, key=lambda batch: batch[-1].id) :]
-            )
-            audible = wanted._replace(after=after)
-            subscription = Subscription(hang_up, audible if after > self._last else wanted)
-            self._subscriptions.add(subscription)
-            opening = f"retry: {random.randint(*RETRY_MS)}\n\n".encode()
+            reset, place = self._position(last_event_id, history)
             if reset:
-                opening += Event("reset", {"reason": reset}).encode(timestamp(time.time() * 1000))
+                opening += self._reset(reset)
+            if place > self._last:  # it was served by a clock ahead of ours
+                wanted = wanted._replace(after=place)
+            subscription = Subscription(self, wanted, place)
+            self._subscriptions.add(subscription)
             if wanted.types is None:
-                opening += self._status(time.time() * 1000) + self.panels
+                now = time.time() * 1000
+                opening += self._status(now) + self._panels(now)
+            subscription.opening = opening
             if self._closed:
-                subscription.end("shutdown")
-        # History is shared, not copied: a handful of events is joined when it is about to be written, and then let go.
-        passing = (entry.wire for batch in missed for entry in batch if audible.passes(entry))
-        subscription.opening = chain(
-            [opening], iter(lambda: b"".join(islice(passing, REPLAY_EVENTS)), b"")
-        )
+                self.end(subscription, "shutdown")
         try:
             yield subscription
         finally:
             with self._lock:
                 self._subscriptions.remove(subscription)
 
-    def snapshot(self) -> dict[str, Any]:
-        """What is true of it now: uptime in seconds, open event streams, events published, and the newest ID."""
+    def catch_up(self, subscription: Subscription) -> bytes:
+        """The next handful of what the client missed. When nothing is left, it is live.
+
+        Called by the client's thread. The frame may be empty: its filter may pass nothing."""
+        reset = b""
         with self._lock:
+            if subscription.place < self._gone:
+                subscription.place = self._gone
+                reset = self._reset("expired")
+            start = bisect_right(self._history, subscription.place, key=lambda entry: entry.id)
+            handful = self._history[start : start + HANDFUL_EVENTS]
+            if handful:
+                subscription.place = handful[-1].id
+            elif not subscription.reason:
+                subscription.live = True  # in the same critical section: nothing lies between
+        return reset + subscription.wanted.frame(handful)
+
+    def end(self, subscription: Subscription, reason: str) -> None:
+        """Ends a stream, behind the frames that are queued. The first reason stays."""
+        with self._lock:
+            if not subscription.reason:
+                subscription.reason = reason
+                self._fall_behind(subscription, self._last)
+
+    def close(self) -> None:
+        """Ends every stream, and each that is yet to come."""
+        with self._lock:
+            self._closed = True
+            for subscription in self._subscriptions:
+                self.end(subscription, "shutdown")
+
+    def metric_names(self) -> list[str]:
+        """The metrics that are held or have a panel: what a filter may ask for."""
+        with self._lock:
+            held = [topic for type, topic in self._newest if type == "metric"]
+        return list(dict.fromkeys(self._panel_metrics + held))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Uptime in seconds, open event streams, events published, and the newest ID."""
+        with self._lock:
+            newest = self._history[-1].id if self._history else ()
             return {
                 "uptime_seconds": round(time.monotonic() - self._started_at, 1),
                 "connections": len(self._subscriptions),
-                "events_published": self.events_published,
-                "last_event_id": "-".join(map(str, self._history[-1][-1].id))
-                if self._history
-                else "",
+                "events_published": self._events_published,
+                "last_event_id": "-".join(map(str, newest)),
             }
 
     # What follows is called with the lock held.
 
-    def _remember(self, tick: int, number: int, events: Iterable[Event]) -> tuple[Entry, ...]:
-        """The entries of a new batch, numbered from `number`; forgets what is older than the history."""
-        if not self._last[0]:
-            self._gone = (tick, 0)
-        moment = timestamp(tick)
-        batch = tuple(
-            Entry((tick, n), event.type, event.topic, event.encode(moment, f"{tick}-{n}"))
-            for n, event in enumerate(events, number)
-        )
-        self._last = batch[-1].id if batch else (tick, 0)
-        if batch:
-            self._history.append(batch)
-            self.metric_names |= dict.fromkeys(
-                entry.topic for entry in batch if entry.type == "metric"
-            )
-        # Even without a history the newest tick is held: it is what a new client sees first.
-        if expired := bisect_right(
-            self._history, tick - max(self.history_ms, 1), key=lambda batch: batch[0].id[0]
-        ):
-            self._gone = self._history[expired - 1][-1].id
-            del self._history[:expired]
-        return batch
+    def _remember(
+        self, tick: int, number: int, events: Iterable[Event], moment: float
+    ) -> list[Entry]:
+        """Appends events to the history, all or none of them, with IDs from `number` on."""
+        entries: list[Entry] = []
+        newest = dict(self._newest)
+        for event in events:
+            key = (event.type, event.topic)
+            at = moment if event.at is None else event.at
+            if event.type == "metric" and key in newest and at < newest[key].moment:
+                if event.at is not None:
+                    raise ValueError(f"{event.topic} has a value of a later moment than {event.at}")
+                at = newest[key].moment
+            wire = event.encode(at, f"{tick}-{number}")
+            if event.type not in BUILT_IN and all(event.type != type for type, _ in newest):
+                wire = self._panels(at, event.type) + wire  # a browser must listen for each type
+            entries.append(Entry((tick, number), event.type, event.topic, at, wire))
+            newest[key] = entries[-1]
+            number += 1
+        self._newest = newest
+        self._history += entries
+        return entries
 
-    def _fan_out(self, entries: Sequence[Entry], status: bytes = b"") -> None:
-        """Offers each subscription the frame of its filter, made once; who has a filter that raises misses it."""
-        self.events_published += len(entries)
+    def _forget(self, until: float) -> None:
+        """Lets go of what is not newer than a moment in Unix milliseconds."""
+        expired = bisect_right(self._history, until, key=lambda entry: entry.id[0])
+        if not expired:
+            return
+        self._gone = self._history[expired - 1].id
+        for entry in self._history[:expired]:
+            if self._newest.get((entry.type, entry.topic)) is entry:
+                del self._newest[entry.type, entry.topic]
+        del self._history[:expired]
+
+    def _fan_out(self, entries: Sequence[Entry], last: EventID, status: bytes = b"") -> None:
+        """Offers each live client the frame of its filter, which is made once.
+
+        `last` is the ID before these entries: from there a client goes on whose queue is full."""
+        self._events_published += len(entries)
         frames: dict[Filter, bytes] = {}
-        for number, subscription in enumerate(self._subscriptions, 1):
-            if (wanted := subscription.wanted) not in frames:
-                frames[wanted] = status if wanted.types is None else b""
-                try:
-                    frames[wanted] = (
-                        b"".join([entry.wire for entry in entries if wanted.passes(entry)])
-                        + frames[wanted]
-                    )
-                except Exception:
-                    logger.exception(
-                        "%r raised: its subscribers miss %d events", wanted, len(entries)
-                    )
-            if frame := frames[wanted]:
-                subscription.offer(frame)
-            if number % CLIENTS_AT_ONCE == 0:
-                time.sleep(REST_SECONDS)
+        offered = 0
+        for subscription in self._subscriptions:
+            if not subscription.live:
+                continue
+            wanted = subscription.wanted
+            if wanted not in frames:
+                frames[wanted] = wanted.frame(entries) + (status if wanted.types is None else b"")
+            if frames[wanted]:
+                if not subscription.offer(frames[wanted]):
+                    self._fall_behind(subscription, last)
+                offered += 1
+                if offered % CLIENTS_AT_ONCE == 0:
+                    time.sleep(REST_SECONDS)
+
+    def _fall_behind(self, subscription: Subscription, place: EventID) -> None:
+        """No more frames for this client. Its thread reads what is queued, and then looks again."""
+        subscription.live = False
+        subscription.place = place
+        subscription.wake()
 
     def _position(self, last_event_id: str, history: float) -> tuple[str, EventID]:
-        """Why a client must start over ("" if it need not), and the ID after which its events begin."""
+        """Why a client must start over ("" if it need not), and its place."""
         if not last_event_id:
-            return "", min(self._last, (self._last[0] - round(history * 1000), sys.maxsize))
+            since = self._last[0] - round(history * 1000)
+            return "", max(self._gone, min(self._last, (since, sys.maxsize)))
         found = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})", last_event_id)
-        after = (int(found[1]), int(found[2])) if found else None
-        if (
-            after is None
-            or after[0] > max(time.time() * 1000, self._last[0]) + FUTURE_SECONDS * 1000
-        ):
+        if not found:
             return "unknown", self._gone
-        return ("expired", self._gone) if after < self._gone else ("", after)
+        place = (int(found[1]), int(found[2]))
+        if place[0] > max(time.time() * 1000, self._last[0]) + FUTURE_SECONDS * 1000:
+            return "unknown", self._gone
+        return ("expired", self._gone) if place < self._gone else ("", place)
 
-    def _status(self, milliseconds: float) -> bytes:
+    def _reset(self, reason: str) -> bytes:
+        return Event("reset", {"reason": reason}).encode(time.time() * 1000)
+
+    def _panels(self, moment: float, *new_types: str) -> bytes:
+        types = dict.fromkeys([*(type for type, _ in self._newest), *new_types])
+        own = [type for type in types if type not in BUILT_IN]
+        return Event("panels", {**self._shown, "types": own}).encode(moment)
+
+    def _status(self, moment: float) -> bytes:
         now = self.snapshot()
-        return Event(
-            "status",
-            {
-                "uptime_seconds": now["uptime_seconds"],
-                "connections": now["connections"],
-                "interval_seconds": self.interval_ms / 1000,
-                "instance": self.instance,
-            },
-        ).encode(timestamp(milliseconds))
+        fields = {name: now[name] for name in ("uptime_seconds", "connections")}
+        fields |= {"interval_seconds": self.interval_ms / 1000, "instance": self.instance}
+        return Event("status", fields).encode(moment)
 
 
-# ------------------------------------------------------------------------------------------ Generator thread: time ----
+# --- Generator thread: time ------------------------------------------------------------------------
 
 
 class Generator:
-    """Publishes the events of all sources at every tick, in its own thread, for the length of a `with` block.
+    """Publishes the events of all sources at every tick, in its own thread.
 
-    Entering fills the history from the replayable sources, and starts the thread. A source that raises is logged, and its
-    events of that tick are left out. Ticks that are late, after a pause of the process or a nap of the laptop, are made up
-    for; after a pause too long for that every client is told to start over."""
+    A source that raises is logged, and its events of that tick are left out. A source that takes
+    longer than the interval is logged once, until it is fast enough again. Ticks that are late,
+    after a pause of the process, are made up for from the replayable sources. After a pause that
+    is longer than the history, every client is told to start over."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
         self.replayable = [source for source in sources if getattr(source, "replayable", False)]
-        self.others = [source for source in sources if not getattr(source, "replayable", False)]
+        others = [source for source in sources if source not in self.replayable]
+        # The replayable come first: so their events have the same numbers in a history that is
+        # filled from them alone.
+        self.sources = [*self.replayable, *others]
         self._broadcaster = broadcaster
+        self._interval_ms = broadcaster.interval_ms
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._epoch = 0.0  # when, in Unix seconds, the steady clock was at zero
         self._next = 0  # the tick to be published next
+        self._slow: set[int] = set()  # the sources that are known to be slow, by id()
 
-    def __enter__(self) -> Generator:
-        interval = self._broadcaster.interval_ms
+    def start(self) -> None:
+        """Fills the history from the replayable sources, and starts the thread.
+
+        Blocks for the time that the sources take. Raises RuntimeError when there is no thread."""
+        interval = self._interval_ms
         self._next = self._steady_ms() // interval * interval
-        if self.replayable:  # or nobody can tell of the past; one tick more than is held shows which ID is the last one gone
+        if (
+            self.replayable
+        ):  # one tick more than is held: the ID that a client may still resume from
             self._next -= (self._broadcaster.history_ms // interval + 1) * interval
         self._publish_due(live=False)
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """No more ticks. Waits a little for a source that is still busy."""
         self._stop.set()
-        self._thread.join(HANG_UP_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(HANG_UP_SECONDS)
 
     def _run(self) -> None:
-        # A second at most: the wall clock may be set forward meanwhile.
-        while not self._stop.wait(max(0, min(1000, self._next - self._steady_ms())) / 1000):
+        while not self._stop.wait(self._seconds_to_next()):
             try:
                 self._publish_due()
             except Exception:
                 logger.exception("a tick could not be published")
 
+    def _seconds_to_next(self) -> float:
+        """A second at most, for the wall clock may be set forward meanwhile."""
+        return max(0, min(1000, self._next - self._steady_ms())) / 1000
+
     def _steady_ms(self) -> int:
-        """The time of day, but never going back: when the clock is set back, time runs on from where it was."""
+        """The time of day, but never going back: when the clock is set back, time runs on."""
         self._epoch = max(self._epoch, time.time() - time.monotonic())
         return int((self._epoch + time.monotonic()) * 1000)
 
     def _publish_due(self, live: bool = True) -> None:
-        """Publishes all ticks up to now; but for the newest, from those sources alone that can tell of the past."""
-        now, interval = self._steady_ms(), self._broadcaster.interval_ms
-        oldest = now - max(
-            self._broadcaster.history_ms + 2 * interval, round(CATCH_UP_SECONDS * 1000)
-        )
-        if gap := self._next < oldest:
-            self._next = oldest // interval * interval + interval
-        if due := range(self._next, now + 1, interval):
-            self._next = due[-1] + interval
-            # The replayable first: so their events have the same numbers where history is filled from them alone.
-            everyone = [*self.replayable, *self.others]
-            ticks = [
-                (
-                    tick,
-                    self._events(tick, everyone if live and tick == due[-1] else self.replayable),
-                )
-                for tick in due
-            ]
-            self._broadcaster.advance(ticks, live, gap)
+        """Publishes all ticks up to now, each as one frame."""
+        now, interval = self._steady_ms(), self._interval_ms
+        reach = max(self._broadcaster.history_ms + 2 * interval, round(CATCH_UP_SECONDS * 1000))
+        if self._next < now - reach:
+            self._next = (now - reach) // interval * interval + interval
+            self._broadcaster.begin_anew(self._next)
+        while self._next <= now and not self._stop.is_set():
+            tick, self._next = self._next, self._next + interval
+            # Only the replayable can tell of a tick that has passed.
+            is_newest = live and self._next > now
+            sources = self.sources if is_newest else self.replayable
+            self._broadcaster.publish_tick(tick, self._events(tick, sources), live)
 
     def _events(self, tick: int, sources: Iterable[Source]) -> list[Event]:
         events: list[Event] = []
         for source in sources:
+            started_at = time.monotonic()
             try:
                 found = list(source.events_at(tick))
-                if strangers := [event for event in found if not isinstance(event, Event)]:
-                    raise TypeError(
-                        f"a source gives events, as metric() and alert() make them, not {strangers[0]!r}"
-                    )
+                for event in found:
+                    if not isinstance(event, Event):
+                        raise TypeError(f"a source gives what metric() makes, not {event!r}")
                 events += found
-            except (
-                Exception,
-                SystemExit,
-            ):  # a source does not decide about the server's life; a signal does
+            # A source does not decide about the server's life with SystemExit. A signal does.
+            except (Exception, SystemExit):
                 logger.exception("%r raised at tick %d: its events are left out", source, tick)
+            self._watch(source, time.monotonic() - started_at)
         return events
 
+    def _watch(self, source: Source, seconds: float) -> None:
+        """Logs a source that holds up the ticks, once until it is fast enough again."""
+        if seconds <= self._interval_ms / 1000:
+            self._slow.discard(id(source))
+        elif id(source) not in self._slow:
+            self._slow.add(id(source))
+            logger.warning("%r took %.1f s: ticks will be missed", source, seconds)
 
-# ------------------------------------------------------------------------------------------- Handler: one request ----
+
+# --- Handler: one request ----
 
 STREAMS: dict[str, frozenset[str] | None] = {
     "/api/events/metrics": frozenset({"metric"}),
@@ -700,6 +814,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers the one request of a connection, in that connection's thread. It has no state of its own."""
 
     server: DashboardServer
+    # Where SO_SNDTIMEO is in other units, a timeout ends a write to a peer that takes nothing.
+    timeout = SEND_TIMEOUT_SECONDS if sys.platform == "win32" else None
     protocol_version = "HTTP/1.1"
     default_request_version = "HTTP/1.0"  # of a request line that names none
     requestline, command, request_version = (
@@ -709,14 +825,8 @@ class Handler(BaseHTTPRequestHandler):
     )  # for an answer before the request is read
 
     def handle(self) -> None:
-        """Reads the request and answers it. Every error is answered here, also that the house is full."""
+        """Reads the request and answers it. Every error is answered here."""
         try:
-            if self.connection in self.server.refused:
-                raise Problem(
-                    503,
-                    "There is no place for another connection; try again later.",
-                    {"Retry-After": str(RETRY_AFTER_SECONDS)},
-                )
             self.raw_requestline = self.rfile.readline(MAX_LINE_BYTES + 1)
             if len(self.raw_requestline) > MAX_LINE_BYTES:
                 raise Problem(414, "The target of the request is too long.")
@@ -769,44 +879,33 @@ class Handler(BaseHTTPRequestHandler):
         return unquote(path), parse_qs(query, keep_blank_values=True)
 
     def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
-        """Streams events until the client leaves or the server ends it. Raises Problem, but sends nothing then."""
-        names = self.server.broadcaster.metric_names if self.server.names_are_known else None
-        wanted = Filter(
-            STREAMS[path], self.choice(query, "name", names), self.choice(query, "level", LEVELS)
-        )
+        """Streams events until the client leaves or the server ends it.
+
+        Raises Problem for a wrong parameter, before anything is sent."""
+        known = self.server.broadcaster.metric_names() if self.server.names_are_known else None
+        names = self.choice(query, "name", known)
+        levels = self.choice(query, "level", LEVELS)
         history = query.get("history", [""])[-1]
         if history and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
             raise Problem(400, "The parameter history is a number of seconds.")
-        last_event_id = (
-            self.headers.get("Last-Event-ID", "").strip(" \t") or query.get("lastEventId", [""])[-1]
-        )
+        seconds = float(history or NEWEST_SECONDS)
+        last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t")
+        last_event_id = last_event_id or query.get("lastEventId", [""])[-1]
         if re.search(r"[\0-\x1f\x7f]", last_event_id):
             raise Problem(400, "An event ID has no control characters.")
         self.respond(200, EVENT_STREAM | PUBLIC)
         if self.command == "HEAD":
             return
-        # A stream may last for days; what only its request needed goes now: some KiB a client.
-        self.rfile.close()
-        self.rfile = self.wfile  # for finish(), which closes it again
-        del self.headers, self.requestline, self.raw_requestline, self.path
-        subscribing = self.server.broadcaster.subscribe(
-            wanted,
-            last_event_id,
-            float(history or NEWEST_SECONDS),
-            partial(hang_up, self.connection),
-        )
-        with (
-            subscribing as subscription,
-            self.server.watching(self.connection, self.client_address[0], path, subscription),
-        ):
+        connection, address = self.connection, self.client_address[0]
+        wanted = Filter(STREAMS[path], names, levels)
+        streaming = self.server.streaming(connection, address, path, wanted, last_event_id, seconds)
+        with streaming as subscription:
             try:
                 for frame in subscription.frames():
-                    self.connection.sendall(frame)
+                    connection.sendall(frame)
                     subscription.events += frame.count(b"\ndata: ")
             except OSError as problem:
-                subscription.end(
-                    "stalled" if isinstance(problem, (BlockingIOError, TimeoutError)) else "closed"
-                )
+                self.server.end_stream(connection, subscription, problem)
 
     def choice(
         self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str] | None
@@ -853,42 +952,69 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
-# ---------------------------------------------------------------------------------- Server: sockets and lifetimes ----
+# --- Server: sockets and lifetimes -----------------------------------------------------------------
 
-# Set on the listening socket, and inherited by those it accepts. An option that the system lacks is left out.
-SOCKET_OPTIONS = (
+# Set on the listening socket, and inherited by those it accepts. What a system lacks is left out.
+SOCKET_OPTIONS: list[tuple[str, str, int | bytes]] = [
     ("IPPROTO_TCP", "TCP_NODELAY", 1),  # a frame is one write: there is nothing to wait for
-    (
-        "IPPROTO_TCP",
-        "TCP_USER_TIMEOUT",
-        SEND_TIMEOUT_SECONDS * 1000,
-    ),  # for a peer that vanished without a word
-    (
-        "SOL_SOCKET",
-        "SO_SNDTIMEO",
-        struct.pack("@ll", SEND_TIMEOUT_SECONDS, 0),
-    ),  # settimeout() would poll before a write
+    ("IPPROTO_TCP", "TCP_USER_TIMEOUT", SEND_TIMEOUT_SECONDS * 1000),  # for a peer that vanished
     ("SOL_SOCKET", "SO_SNDBUF", SEND_BUFFER_BYTES),
-    (
-        "IPPROTO_IPV6",
-        "IPV6_V6ONLY",
-        0,
-    ),  # `::` is for IPv4 too; an IPv4 socket refuses it, and needs it not
-)
-sink = mmap.mmap(
-    -1, DRAIN_BYTES
-)  # for all threads: nobody reads it, and what is not written takes no memory
+    ("IPPROTO_IPV6", "IPV6_V6ONLY", 0),  # `::` is for IPv4 too; an IPv4 socket does not need it
+]
+if sys.platform == "win32":
+    # Without it another program could take the same port. SO_REUSEADDR means just that there.
+    SOCKET_OPTIONS.append(("SOL_SOCKET", "SO_EXCLUSIVEADDRUSE", 1))
+else:
+    # settimeout() would do the same, but adds a poll() to every write.
+    SOCKET_OPTIONS.append(
+        ("SOL_SOCKET", "SO_SNDTIMEO", struct.pack("@ll", SEND_TIMEOUT_SECONDS, 0))
+    )
 
 
-def discard_input(connection: socket.socket) -> bool:
-    """Throws away what was received, or waits for something to come; False when the peer has closed."""
+NO_PLACE = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Access-Control-Allow-Origin: *\r\nX-Content-Type-Options: nosniff\r\n"
+    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: 68\r\n\r\n"
+    b'{"error": "There is no place for another connection; try again later."}\n'
+) % RETRY_AFTER_SECONDS
+STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no descriptor to be had
+UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH)  # how the kernel may call a vanished peer
+
+
+def panels_of(sources: Iterable[Source]) -> list[Panel]:
+    """The panels of all sources, in order. Raises TypeError and ValueError for what is wrong."""
+    panels: list[Panel] = []
+    for source in sources:
+        if not callable(getattr(source, "events_at", None)):
+            raise TypeError(f"a source is an object with events_at(tick), not {source!r}")
+        panels += getattr(source, "panels", ())
+    metrics: set[str] = set()
+    for panel in panels:
+        if not isinstance(panel, Panel):
+            raise TypeError(f"a source's panels are of the class Panel, not {panel!r}")
+        if twice := metrics & panel.metrics.keys():
+            raise ValueError(f"{min(twice)} is in two panels")
+        metrics |= panel.metrics.keys()
+    return panels
+
+
+def why_it_ended(connection: socket.socket, problem: OSError | None) -> str:
+    """The reason for a stream's end: its socket raised a problem, or its input ended (None).
+
+    The kernel tells one caller alone that it gave up a peer: the one that reads, or the one that
+    writes. The other finds a socket that is not connected, and cannot know why: ""."""
+    if isinstance(problem, (BlockingIOError, TimeoutError)):
+        return "stalled"
+    if problem is not None:
+        return "stalled" if problem.errno in UNREACHABLE else "closed"
     try:
-        return connection.recv_into(sink) > 0
+        connection.getpeername()
     except OSError:
-        return False
+        return ""
+    return "closed"
 
 
-# What asks a program to end: Ctrl-C, `kill`, and on Windows Ctrl-Break, the one that a program can send.
+# What asks a program to end: Ctrl-C, `kill`, and on Windows Ctrl-Break.
 ENDING_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
 ]
@@ -914,17 +1040,30 @@ def take_signals() -> dict[int, Any]:
     return replaced
 
 
+def give_back_signals(replaced: Mapping[int, Any]) -> None:
+    """Sets the handlers again that take_signals() has returned."""
+    for each, handler in replaced.items():
+        signal.signal(each, handler)
+
+
 class DashboardServer(ThreadingHTTPServer):
-    """The dashboard. Entering its `with` block serves; leaving it ends every stream in order, within two seconds.
+    """The dashboard. Entering its `with` block serves. Leaving it ends every stream in order,
+    within two seconds.
 
         with DashboardServer(sources=[Simulation(), MySource()]) as server:
             server.publish(alert("info", "Hello"))
             server.wait()
 
-    The constructor takes the port; it raises OSError when it cannot, or when index.html is missing, and ValueError for an
-    interval or a history that cannot be. Override `stream_opened` and `stream_closed` to see clients come and go."""
+    The constructor takes the port. It raises OSError when it cannot, or when index.html is
+    missing, TypeError for what is no source, and ValueError for an interval, a history or a number
+    of clients that the command would refuse. Override `stream_opened` and `stream_closed` to see
+    clients come and go."""
 
     request_queue_size = BACKLOG
+    allow_reuse_address = sys.platform != "win32"
+    generator_class = (
+        Generator  # what starts the ticks: a test has one whose ticks it gives by hand
+    )
 
     def __init__(
         self,
@@ -935,45 +1074,36 @@ class DashboardServer(ThreadingHTTPServer):
         interval: float = INTERVAL_SECONDS,
         history: float = HISTORY_SECONDS,
         max_clients: int = MAX_CLIENTS,
-        title: str = "SSE dashboard",
+        title: str = TITLE,
     ) -> None:
-        """`interval` and `history` in seconds. Without `sources` it shows the simulation; port 0 is any free one."""
-        self.page = load_page(Path(__file__).with_name("index.html"))
-        self.broadcaster = Broadcaster(interval, history)
-        sources = [Simulation(interval=interval)] if sources is None else list(sources)
-        if any(
-            isinstance(one, Simulation) and one.interval_ms != self.broadcaster.interval_ms
-            for one in sources
-        ):
-            raise ValueError(
-                f"the server's interval is {interval} s, its simulation's is another: its alerts would be wrong"
-            )
-        panels = [panel for source in sources for panel in getattr(source, "panels", ())]
-        self.broadcaster.panels = Event(
-            "panels",
-            {
-                "title": title,
-                "history_seconds": history,
-                "panels": [panel.as_fields() for panel in panels],
-                "types": [],
-            },
-        ).encode(timestamp(time.time() * 1000))
-        self.generator = Generator(self.broadcaster, sources)
-        # Of a source that is not replayable nobody knows the names before it speaks; a 400 would stop a browser for good.
-        self.names_are_known = bool(self.generator.replayable) and not self.generator.others
+        """`interval` and `history` are in seconds. Without `sources` it shows the simulation.
+        Port 0 is any free one. The title is the page's."""
+        self.page = load_page(Path(__file__).resolve().with_name("index.html"))
+        check_range("max_clients", max_clients, CLIENTS_RANGE)
+        if sources is None:
+            sources = [Simulation(interval=interval)]
+        sources = list(sources)
+        panels = panels_of(sources)
+        self.broadcaster = Broadcaster(interval, history, title, panels)
+        for source in sources:
+            interval_ms = getattr(source, "interval_ms", self.broadcaster.interval_ms)
+            if interval_ms != self.broadcaster.interval_ms:
+                raise ValueError(f"the interval is {interval} s, but {source!r} has another")
+        self.generator = self.generator_class(self.broadcaster, sources)
+        # Nobody knows the names of another source before it has spoken, and to answer 400 then
+        # would stop a browser for good.
+        self.names_are_known = bool(sources) and self.generator.replayable == sources
         self.max_clients = max_clients
-        # Guards the books below, but for a new deadline of a connection that is in them; notified when one is done.
+        # Guards the books below. A thread may give its own connection a new deadline without it.
+        # Notified when a connection has given its place back.
         self._books = threading.Condition()
-        self.deadlines: dict[
-            socket.socket, float
-        ] = {}  # of every open connection: when it must be done
-        self.refused: dict[
-            socket.socket, None
-        ] = {}  # those among them that have no place, oldest first
+        self.deadlines: dict[socket.socket, float] = {}  # of each connection that has a place
+        self._lingering: dict[socket.socket, float] = {}  # answered: until when each may stay
         self._ended = dict.fromkeys(REASONS, 0)
         self._watch_at = 0.0
-        self._starved = False
+        self._starved = self._blind = False  # so that a lasting trouble is logged once
         self._down = threading.Event()
+        host = host.removeprefix("[").removesuffix("]")  # as an address with a port has it
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
@@ -981,164 +1111,240 @@ class DashboardServer(ThreadingHTTPServer):
         super().__init__((str(address[0]), port), Handler)
 
     def server_bind(self) -> None:
-        """Takes the port, without the base class's look-up of the host's full name, which can last half a minute."""
+        """Takes the port, without looking up the host's full name as the base class does.
+        That can last half a minute."""
         for level, option, value in SOCKET_OPTIONS:
             with suppress(AttributeError, OSError):
                 self.socket.setsockopt(getattr(socket, level), getattr(socket, option), value)
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = (
-            str(self.server_address[0]),
-            int(self.server_address[1]),
-        )
+        self.server_name = str(self.server_address[0])
+        self.server_port = int(self.server_address[1])
+        # For a browser on this machine.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server_name, self.server_name)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"  # for a browser on this machine
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
 
     def __enter__(self) -> DashboardServer:
         with suppress(ImportError, ValueError, OSError):
             import resource  # not on Windows
 
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE,
-                (max(soft, min(self.max_clients + SPARE_DESCRIPTORS, hard)), hard),
-            )
-        self._watched = (
-            selectors.DefaultSelector()
-        )  # the sockets of streams: readable when the peer closes
+            wanted = max(soft, min(self.max_clients + SPARE_DESCRIPTORS, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        self._watched = selectors.DefaultSelector()
         self._signals = take_signals()
-        self.generator.__enter__()
-        threading.Thread(target=self._serve, name="serve", daemon=True).start()
+        serve = threading.Thread(target=self._serve, name="serve", daemon=True)
+        try:
+            self.generator.start()
+            serve.start()
+        except BaseException:  # no thread was to be had, or a signal came
+            self.generator.stop()
+            self.server_close()
+            self._watched.close()
+            give_back_signals(self._signals)
+            raise
         return self
 
     def _serve(self) -> None:
-        # A thread of this policy does not push aside the thread that wakes it, and the clients' threads inherit it. So
-        # the generator fills many queues in one go, instead of losing the processor at each: up to a third less CPU.
+        # A thread of this policy does not push aside the thread that wakes it, and the clients'
+        # threads inherit it. So the generator fills many queues in one go, instead of losing the
+        # processor at each: 1.1 to 1.9 times less CPU for an event.
         with suppress(AttributeError, OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         self.serve_forever(WATCH_SECONDS)
 
     def wait(self) -> None:
         """Blocks until the server has ended, or a signal unwinds the `with` block."""
-        # Python runs a signal's handler between two of its own steps: a wait without end could begin just after a signal.
+        # Python runs a signal's handler between two of its own steps: a wait without an end could
+        # begin just after a signal.
         while not self._down.wait(WATCH_SECONDS):
             pass
 
-    def publish(self, event: Event) -> None:
-        """Publishes one event at once, from any thread. Raises TypeError for anything else, RuntimeError when not serving."""
-        self.broadcaster.publish(event)
+    def publish(self, *events: Event) -> None:
+        """Publishes events at once, from any thread, as one batch. Never waits for a client.
 
-    def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> Any:
-        """The one way down: no more ticks, no more clients, every stream to its end, and then
-        whoever is left is cut. A KeyboardInterrupt has done its work then: the program goes on
-        behind the `with` block."""
-        self.generator.__exit__(None, None, None)
+        Raises what Broadcaster.publish() raises."""
+        self.broadcaster.publish(*events)
+
+    def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> bool:
+        """The one way down: no more ticks, no more clients, every stream to its end. Whoever is
+        left then is cut.
+
+        A KeyboardInterrupt has done its work then: the program goes on behind the block."""
+        self.generator.stop()
         self.shutdown()
         self.server_close()
         self.broadcaster.close()
         self._down.set()
         with self._books:
-            self._books.wait_for(
-                lambda: not self.broadcaster.snapshot()["connections"], DRAIN_SECONDS
-            )
+            self._books.wait_for(self._has_no_streams, DRAIN_SECONDS)
             for connection in self.deadlines:
                 hang_up(connection)
             self._books.wait_for(lambda: not self.deadlines, HANG_UP_SECONDS)
+            for connection in list(self._lingering):
+                self._let_go(connection)
             self._watched.close()
-        for each, handler in self._signals.items():
-            signal.signal(each, handler)
+        give_back_signals(self._signals)
         return problem is KeyboardInterrupt
 
-    # The life of a connection. In the serve thread: get_request, process_request. In its own, process_request_thread: a
-    # Handler reads the request and answers it, or streams within watching(); then close_request.
+    def _has_no_streams(self) -> bool:
+        return not self.broadcaster.snapshot()["connections"]
+
+    def server_close(self) -> None:
+        """Gives the port back. A forked process may hold a copy of the listening socket: shut
+        down, the copy accepts nobody either."""
+        hang_up(self.socket)
+        super().server_close()
+
+    # The life of a connection, in order. The serve thread accepts it: get_request,
+    # verify_request, process_request. A thread of its own runs a Handler, which reads the request
+    # and answers it, or streams within streaming(). close_request comes last, and service_actions
+    # ends what lasts too long.
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accepts a connection. Without a descriptor for it, waits a little: serve_forever() would try again at once."""
+        """Accepts a connection. Without a descriptor for it, waits a little: serve_forever()
+        would try again at once."""
         try:
             accepted = super().get_request()
-            self._starved = False
-            return accepted
         except OSError as problem:
-            if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            if problem.errno in STARVED:
                 if not self._starved:
                     logger.error("cannot accept connections for now: %s", problem.strerror)
                 self._starved = True
+                with self._books:
+                    for connection in list(self._lingering):  # they have had their answer
+                        self._let_go(connection)
                 self._down.wait(ACCEPT_PAUSE_SECONDS)
             raise
+        self._starved = False
+        return accepted
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Gives the connection a place. When the house is full, all it does is say so."""
+        with self._books:
+            if len(self.deadlines) < self.max_clients:
+                self.deadlines[request] = time.monotonic() + REQUEST_SECONDS
+                return True
+            self._ended["refused"] += 1
+        self._refuse(request)
+        return False
+
+    def _refuse(self, request: socket.socket) -> None:
+        """The 503 for who has no place. It fits the socket's empty buffer, so it never blocks."""
+        with suppress(OSError):
+            request.sendall(NO_PLACE)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Starts a thread for the connection. When the house is full, all it does is say so; nobody is evicted."""
-        with self._books:
-            if len(self.deadlines) - len(self.refused) >= self.max_clients:
-                self._ended["refused"] += 1
-                self.refused[request] = None
-                for oldest in list(self.refused)[:-MAX_REFUSED]:
-                    hang_up(oldest)
-            self.deadlines[request] = time.monotonic() + REQUEST_SECONDS
+        """Starts a thread for the connection, if one can be had."""
         try:
-            # Not a threading.Thread: its object costs memory for each client, and its start() waits for the new thread.
-            _thread.start_new_thread(self.process_request_thread, (request, client_address))
-        except (
-            RuntimeError
-        ):  # there is no thread for it: close_request(), called next in this one, must not wait
-            hang_up(request)
-            raise
+            super().process_request(request, client_address)
+        except (RuntimeError, MemoryError) as problem:
+            logger.error("no thread for a connection of %s: %s", client_address[0], problem)
+            self._refuse(request)
+            self.shutdown_request(request)
 
     @contextmanager
-    def watching(
-        self, connection: socket.socket, address: str, path: str, subscription: Subscription
-    ) -> Iterator[None]:
-        """Ends the stream that is written in the `with` block when its client leaves, and tells how it ended."""
+    def streaming(
+        self, connection: socket.socket, address: str, path: str, *request: Any
+    ) -> Iterator[Subscription]:
+        """A client's subscription, for the length of a `with` block in the connection's thread.
+
+        `request` is what Broadcaster.subscribe() takes. While the block writes the stream, the
+        serve thread watches the connection, and ends the stream when its client leaves."""
         started_at = time.monotonic()
-        with self._books, suppress(ValueError):  # closed: this thread came late to the end
-            self.deadlines[connection] = math.inf
-            self._watched.register(connection, selectors.EVENT_READ, subscription)
-        try:
-            self.stream_opened(address, path)
-            yield
-        except BaseException as problem:
-            subscription.end("failed")
-            raise RuntimeError(f"a stream of {address} failed") from problem
-        finally:
-            with self._books, suppress(KeyError):  # closed, too
-                self._ended[subscription.reason] += 1
-                self._watched.unregister(connection)
-            self.stream_closed(
-                address,
-                path,
-                subscription.reason,
-                time.monotonic() - started_at,
-                subscription.events,
-            )
+        with self.broadcaster.subscribe(*request) as subscription:
+            with self._books, suppress(ValueError):  # closed: this thread came late to the end
+                self.deadlines[connection] = math.inf
+                self._watched.register(connection, selectors.EVENT_READ, subscription)
+            try:
+                self.stream_opened(address, path)
+                yield subscription
+            except BaseException as problem:
+                self.broadcaster.end(subscription, "failed")
+                raise RuntimeError(f"a stream of {address} failed") from problem
+            finally:
+                with self._books, suppress(KeyError, ValueError):  # closed, too
+                    self._ended[subscription.reason] += 1
+                    self._watched.unregister(connection)
+                seconds = time.monotonic() - started_at
+                reason, events = subscription.reason, subscription.events
+                self.stream_closed(address, path, reason, seconds, events)
+
+    def end_stream(
+        self, connection: socket.socket, subscription: Subscription, problem: OSError | None
+    ) -> None:
+        """Ends a stream whose socket raised a problem, or whose input ended (None).
+
+        Both the client's thread and the serve thread may notice, in any order."""
+        with self._books:
+            if reason := why_it_ended(connection, problem):
+                self.broadcaster.end(subscription, reason)
+                hang_up(connection)  # its thread may be in the middle of a write
 
     def close_request(self, request: Any) -> None:
-        """Waits for the client to close as well (RFC 9112, 9.6): with unread input, a close would take the response with it."""
-        self.deadlines[request] = time.monotonic() + LINGER_SECONDS
-        while not self._down.is_set() and discard_input(request):
-            pass
-        request.close()
-        with self._books:
+        """Gives the connection's place back, and lets it linger until the client closes as well.
+
+        A close before that could take the response with it (RFC 9112, 9.6). Never blocks."""
+        with self._books, suppress(OSError, ValueError):
             self.deadlines.pop(request, None)
-            self.refused.pop(request, None)
+            self._lingering[request] = time.monotonic() + LINGER_SECONDS
+            if self._down.is_set() or len(self._lingering) > MAX_LINGERING:
+                self._let_go(next(iter(self._lingering)))  # the oldest
+            if request in self._lingering:
+                request.setblocking(False)
+                self._watched.register(request, selectors.EVENT_READ)
+                self._look_at(request)
             self._books.notify_all()
 
     def service_actions(self) -> None:
-        """Looks after all streams and sockets. Called by serve_forever() at least every WATCH_SECONDS; never blocks."""
+        """Looks after all connections. Called by serve_forever() at least every WATCH_SECONDS."""
         now = time.monotonic()
         if now < self._watch_at:
             return
         self._watch_at = now + WATCH_SECONDS
-        with self._books:
-            for key, _ in self._watched.select(0):
-                connection: Any = key.fileobj
-                if not discard_input(connection):
-                    key.data.end("closed")
-                    hang_up(connection)
-            for connection, deadline in self.deadlines.items():
-                if deadline < now:
-                    hang_up(connection)
+        try:
+            with self._books:
+                for connection, deadline in self.deadlines.items():
+                    if deadline < now:
+                        hang_up(connection)
+                for connection, deadline in list(self._lingering.items()):
+                    if deadline < now:
+                        self._let_go(connection)
+                for key, _ in self._watched.select(0):
+                    self._look_at(key.fileobj, key.data)
+            self._blind = False
+        except Exception:  # it must not end the serve thread: nobody would be accepted any more
+            if not self._blind:
+                logger.exception("cannot look after the connections")
+            self._blind = True
+
+    # What follows is called with the books.
+
+    def _look_at(self, connection: Any, subscription: Subscription | None = None) -> None:
+        """Throws away what a client sent unasked, and notices when it has left."""
+        problem = None
+        try:
+            if connection.recv(DRAIN_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError as raised:
+            problem = raised
+        if subscription:
+            self.end_stream(connection, subscription, problem)
+        else:
+            self._let_go(connection)
+
+    def _let_go(self, connection: socket.socket) -> None:
+        """Closes a connection that lingers."""
+        self._lingering.pop(connection, None)
+        with suppress(KeyError, ValueError):
+            self._watched.unregister(connection)
+        connection.close()
+
+    # What a program may override, or ask.
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A departure is no error; anything else is logged with its traceback."""
+        """A departure is no error. Anything else is logged with its traceback."""
         if not isinstance(sys.exc_info()[1], OSError):
             logger.exception("a request of %s failed", client_address[0])
 
@@ -1148,7 +1354,9 @@ class DashboardServer(ThreadingHTTPServer):
     def stream_closed(
         self, address: str, path: str, reason: str, seconds: float, events: int
     ) -> None:
-        """A hook: a client's stream has ended, for one of REASONS. Called in the client's thread."""
+        """A hook: a client's stream has ended, for one of REASONS. Called in the client's thread.
+
+        `seconds` is how long it lasted, `events` how many were written."""
         logger.debug(
             "%s %s ended after %.1f s and %d events: %s", address, path, seconds, events, reason
         )
@@ -1158,174 +1366,240 @@ class DashboardServer(ThreadingHTTPServer):
         return {"status": "ok", **self.broadcaster.snapshot(), "ended": dict(self._ended)}
 
 
-# --------------------------------------------------------------------- Simulation: a machine as a function of time ----
-# Every curve is a function of the seed and the time, and of nothing else.
+# --- Simulation: a machine as a function of time ------------------------------------------------
+
+# An example of a source. Every curve is a function of the seed and the time, and nothing else.
+
+PERCENT: dict[str, Any] = {
+    "min": 0, "max": 100, "thresholds": {"warning": 85, "error": 95}, "decimals": 1,
+}  # fmt: skip
+PANELS = (
+    Panel("CPU", {"cpu_usage": ""}, gauge="arc", **PERCENT),
+    Panel("Memory", {"memory_usage": ""}, gauge="bar", **PERCENT),
+    Panel("Network", {"network_in": "in", "network_out": "out"}),
+    Panel("Disk", {"disk_usage": ""}, gauge="bar", **PERCENT),
+    Panel("Temperature", {"temperature": ""}, thresholds={"warning": 75, "error": 85}, decimals=1),
+    Panel("Load", {"load_average": ""}, thresholds={"warning": 4, "error": 6}, decimals=2),
+)
+LIMITS = {name: panel.limits for panel in PANELS for name in panel.metrics}
+
+
+class Wave(NamedTuple):
+    """A part of a reading that wanders between 0 and `height`."""
+
+    cause: str  # readings that share a cause move together
+    period: float  # in seconds: how long it keeps a direction
+    height: float
+    power: int = 1  # a high one makes rare peaks
+
+
+class Reading(NamedTuple):
+    """A metric of the simulated machine: a base and its waves, within `noise` of their sum."""
+
+    label: str  # inside a sentence
+    unit: str
+    base: float
+    waves: tuple[Wave, ...]
+    noise: float = 0
+    lag: float = 0  # in seconds: how far it is behind the causes of its waves
+    digits: int = 1  # after the decimal point
+
+
+READINGS = {
+    "cpu_usage": Reading(
+        "CPU usage", "%", 4,
+        (Wave("work", 170, 48), Wave("work", 31, 12), Wave("jobs", 37, 60, power=9)),
+        noise=0.08,
+    ),
+    "memory_usage": Reading(
+        "memory usage", "%", 34,
+        (Wave("memory", 240, 54), Wave("jobs", 37, 10, power=4)),
+        noise=0.004, lag=2,
+    ),
+    "disk_usage": Reading(
+        "disk usage", "%", 48,
+        (Wave("disk", 900, 44), Wave("disk", 60, 1)),
+    ),
+    "network_in": Reading(
+        "incoming traffic", "B/s", 30_000,
+        (Wave("in", 50, 150_000), Wave("in", 20, 9_000_000, power=12)),
+        noise=0.3, digits=0,
+    ),
+    "network_out": Reading(
+        "outgoing traffic", "B/s", 15_000,
+        (Wave("out", 65, 90_000), Wave("out", 23, 5_000_000, power=14)),
+        noise=0.3, digits=0,
+    ),
+    "temperature": Reading(
+        "temperature", "°C", 36,
+        (Wave("work", 170, 24), Wave("room", 400, 6), Wave("jobs", 37, 28, power=4)),
+        noise=0.006, lag=9,
+    ),
+    "load_average": Reading(
+        "load average", "", 0.2,
+        (Wave("work", 170, 2.6), Wave("jobs", 37, 3.6, power=5)),
+        noise=0.03, lag=4, digits=2,
+    ),
+}  # fmt: skip
+
+# One event of each level falls into every stretch of so many seconds. That makes some two a
+# minute, and every level within ten minutes.
+SYSTEM_EVENTS = {
+    "info": (80, (
+        "Service restarted: web", "Configuration reloaded",
+        "Log files rotated", "Scheduled task started: report",
+    )),
+    "success": (140, (
+        "Backup finished", "Deployment completed",
+        "Health check passed", "Certificate renewed",
+    )),
+    "warning": (200, (
+        "Slow response from the database", "Certificate expires in 14 days",
+        "Outgoing mail is queueing up",
+    )),
+    "error": (290, (
+        "Health check failed: cache", "Backup target not reachable",
+        "Worker process crashed and restarted",
+    )),
+}  # fmt: skip
 
 
 @lru_cache(maxsize=8192)
 def chance(*key: object) -> float:
-    """A number in [0, 1), fixed by its key: the same in every process, on every machine, in every Python."""
-    return (
-        int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=6).digest(), "big") / 2**48
-    )
+    """A number in [0, 1), fixed by its key: the same on every machine, in every Python."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
 
 
-def wave(seed: int, cause: str, period: float, at: float) -> float:
+def wander(seed: int, cause: str, period: float, at: float) -> float:
     """Wanders between 0 and 1: takes a new direction every `period` seconds."""
     slot, phase = divmod(at / period, 1)
     here, there = chance(seed, cause, period, slot), chance(seed, cause, period, slot + 1)
     return here + (there - here) * phase * phase * (3 - 2 * phase)
 
 
-class Reading(NamedTuple):
-    """A metric of the simulated machine: a base and its parts, within `noise` of their sum, and how it is told."""
-
-    label: str  # inside a sentence
-    unit: str
-    digits: int  # after the decimal point
-    noise: float
-    lag: float  # seconds behind the causes of its parts
-    base: float
-    parts: tuple[tuple[float, int, str, float], ...]  # height, power, cause, period
-
-
-USAGE = {"min": 0, "max": 100, "thresholds": {"warning": 85, "error": 95}, "decimals": 1}
-PANELS = (
-    Panel("CPU", {"cpu_usage": ""}, gauge="arc", **USAGE),
-    Panel("Memory", {"memory_usage": ""}, gauge="bar", **USAGE),
-    Panel("Network", {"network_in": "in", "network_out": "out"}),
-    Panel("Disk", {"disk_usage": ""}, gauge="bar", **USAGE),
-    Panel("Temperature", {"temperature": ""}, thresholds={"warning": 75, "error": 85}, decimals=1),
-    Panel("Load", {"load_average": ""}, thresholds={"warning": 4, "error": 6}, decimals=2),
-)
-THRESHOLDS = {name: tuple(panel.thresholds.values()) for panel in PANELS for name in panel.metrics}
-
-# fmt: off
-READINGS = {
-    "cpu_usage": Reading("CPU usage", "%", 1, 0.08, 0, 4, (
-        (48, 1, "work", 170), (12, 1, "work", 31), (60, 9, "jobs", 37))),
-    "memory_usage": Reading("memory usage", "%", 1, 0.004, 2, 34, (
-        (54, 1, "memory", 240), (10, 4, "jobs", 37))),
-    "disk_usage": Reading("disk usage", "%", 1, 0, 0, 48, (
-        (44, 1, "disk", 900), (1, 1, "disk", 60))),
-    "network_in": Reading("incoming traffic", "B/s", 0, 0.3, 0, 30e3, (
-        (15e4, 1, "in", 50), (9e6, 12, "in", 20))),
-    "network_out": Reading("outgoing traffic", "B/s", 0, 0.3, 0, 15e3, (
-        (9e4, 1, "out", 65), (5e6, 14, "out", 23))),
-    "temperature": Reading("temperature", "°C", 1, 0.006, 9, 36, (
-        (24, 1, "work", 170), (6, 1, "room", 400), (28, 4, "jobs", 37))),
-    "load_average": Reading("load average", "", 2, 0.03, 4, 0.2, (
-        (2.6, 1, "work", 170), (3.6, 5, "jobs", 37))),
-}
-# fmt: on
-
-# One of each level falls into every stretch of so many seconds: some two a minute, every level within ten minutes.
-SYSTEM_EVENTS = {
-    "info": (
-        80,
-        (
-            "Service restarted: web",
-            "Configuration reloaded",
-            "Log files rotated",
-            "Scheduled task started: report",
-        ),
-    ),
-    "success": (
-        140,
-        ("Backup finished", "Deployment completed", "Health check passed", "Certificate renewed"),
-    ),
-    "warning": (
-        200,
-        (
-            "Slow response from the database",
-            "Certificate expires in 14 days",
-            "Outgoing mail is queueing up",
-        ),
-    ),
-    "error": (
-        290,
-        (
-            "Health check failed: cache",
-            "Backup target not reachable",
-            "Worker process crashed and restarted",
-        ),
-    ),
-}
-
-
 @lru_cache(maxsize=8192)
 def value_at(seed: int, name: str, tick: int) -> float:
-    """The reading of a metric: finite, rounded, not below zero, and a percentage not above 100."""
-    kind = READINGS[name]
-    at = tick / 1000 - kind.lag
-    value = kind.base + sum(
-        height * wave(seed, cause, period, at) ** power
-        for height, power, cause, period in kind.parts
-    )
-    value *= 1 + kind.noise * (2 * chance(seed, name, tick) - 1)
-    return round(min(value, 100.0) if kind.unit == "%" else value, kind.digits or None)
+    """The reading of a metric: finite, rounded, not below zero, a percentage not above 100."""
+    reading = READINGS[name]
+    at = tick / 1000 - reading.lag
+    value = reading.base
+    for cause, period, height, power in reading.waves:
+        value += height * wander(seed, cause, period, at) ** power
+    value *= 1 + reading.noise * (2 * chance(seed, name, tick) - 1)
+    if reading.unit == "%":
+        value = min(value, 100.0)
+    return round(value, reading.digits or None)
 
 
-@lru_cache(maxsize=8192)
-def severity(seed: int, name: str, tick: int, step: int) -> int:
-    """How many of its thresholds a metric, read every `step` milliseconds, has crossed now or within the last CALM_MS."""
-    worst = max(
-        value_at(seed, name, moment) for moment in range(tick, tick - CALM_MS - step, -step)
-    )
-    return sum(worst >= threshold for threshold in THRESHOLDS[name])
+def severity(limits: Sequence[float], values: Iterable[float]) -> int:
+    """How many of its limits a metric has crossed, from its values of the last CALM_SECONDS."""
+    worst = max(values, default=-math.inf)
+    return sum(worst >= limit for limit in limits)
+
+
+def threshold_alert(
+    panel: Panel, name: str, label: str, before: int, now: int, text: str
+) -> list[Event]:
+    """What there is to say when a metric's severity was one number and is another now."""
+    if now > before:
+        level = [level for level in TROUBLE if level in panel.thresholds][now - 1]
+        word = {"warning": "High", "error": "Critical"}[level]
+        return [alert(level, f"{word} {label} detected: {text}", name)]
+    if before and not now:
+        return [alert("success", f"{label[0].upper()}{label[1:]} back to normal: {text}", name)]
+    return []
 
 
 class Simulation:
-    """A machine whose events at a tick depend on the seed, the interval and the tick, on nothing that was before. So a
-    restarted server continues the same curves under the same IDs, and any tick can be asked for at any time."""
+    """A machine whose events at a tick depend on the seed, the interval and the tick alone.
+
+    So a restarted server continues the same curves under the same IDs, and any tick can be asked
+    for at any time."""
 
     replayable = True
     panels = PANELS
 
     def __init__(self, seed: int = 0, interval: float = INTERVAL_SECONDS) -> None:
-        """`interval` in seconds: the server's own, for an alert compares a tick with the one before."""
-        self.seed, self.interval_ms = seed, max(1, round(interval * 1000))
-        self.check_ms = self.interval_ms * math.ceil(CHECK_MS / self.interval_ms)
+        """`interval` is in seconds. It must be the server's: an alert compares two ticks."""
+        check_range("interval", interval, INTERVAL_RANGE)
+        self.seed = seed
+        self.interval_ms = round(interval * 1000)
+        self.check_ms = self.interval_ms * math.ceil(CHECK_SECONDS * 1000 / self.interval_ms)
 
     def events_at(self, tick: int) -> list[Event]:
         """A metric event for each of READINGS, in their order, then the alerts of the tick."""
-        metrics = [
-            metric(name, value_at(self.seed, name, tick), kind.unit)
-            for name, kind in READINGS.items()
-        ]
-        return [*metrics, *self._threshold_alerts(tick), *self._system_alerts(tick)]
+        events = []
+        for name, reading in READINGS.items():
+            events.append(metric(name, value_at(self.seed, name, tick), reading.unit))
+        if tick % self.check_ms == 0:
+            for panel in PANELS:
+                events += self._threshold_alerts(panel, tick)
+        return events + self._system_alerts(tick)
 
-    def _threshold_alerts(self, tick: int) -> Iterator[Event]:
-        for name, kind in READINGS.items():
-            if tick % self.check_ms or not THRESHOLDS[name]:
-                continue
-            before, now = (
-                severity(self.seed, name, moment, self.check_ms)
-                for moment in (tick - self.check_ms, tick)
-            )
-            reading = f"{value_at(self.seed, name, tick):.{kind.digits}f} {kind.unit}".rstrip()
-            if now > before:
-                level, word = (("warning", "High"), ("error", "Critical"))[now - 1]
-                yield alert(level, f"{word} {kind.label} detected: {reading}", name)
-            elif before and not now:
-                yield alert(
-                    "success",
-                    f"{kind.label[0].upper()}{kind.label[1:]} back to normal: {reading}",
-                    name,
-                )
+    def _threshold_alerts(self, panel: Panel, tick: int) -> list[Event]:
+        alerts: list[Event] = []
+        for name in panel.metrics if panel.limits else ():
+            reading = READINGS[name]
+            before = self._severity(panel, name, tick - self.check_ms)
+            now = self._severity(panel, name, tick)
+            text = f"{value_at(self.seed, name, tick):.{reading.digits}f} {reading.unit}".rstrip()
+            alerts += threshold_alert(panel, name, reading.label, before, now, text)
+        return alerts
 
-    def _system_alerts(self, tick: int) -> Iterator[Event]:
+    def _severity(self, panel: Panel, name: str, tick: int) -> int:
+        oldest = tick - round(CALM_SECONDS * 1000)
+        moments = range(tick, oldest - 1, -self.interval_ms)
+        return severity(panel.limits, (value_at(self.seed, name, moment) for moment in moments))
+
+    def _system_alerts(self, tick: int) -> list[Event]:
+        """The random events that fall between the tick before, and this one."""
         before = tick - self.interval_ms
+        alerts = []
         for level, (seconds, messages) in SYSTEM_EVENTS.items():
-            for slot in range(before // (seconds * 1000), tick // (seconds * 1000) + 1):
-                if before < int((slot + chance(self.seed, level, slot)) * seconds * 1000) <= tick:
-                    yield alert(
-                        level,
-                        messages[int(chance(self.seed, level, "which", slot) * len(messages))],
-                    )
+            stretch = seconds * 1000
+            for slot in range(before // stretch, tick // stretch + 1):
+                moment = int((slot + chance(self.seed, level, slot)) * stretch)
+                if before < moment <= tick:
+                    which = int(chance(self.seed, level, "which", slot) * len(messages))
+                    alerts.append(alert(level, messages[which]))
+        return alerts
 
 
-# --------------------------------------------------------------------------------------------------- Command line ----
+class WithAlerts:
+    """Another source, and the alerts that follow from the thresholds of its panels.
+
+    The rule is the simulation's, and the page's: a metric is in trouble from a threshold on, until
+    it was below it for CALM_SECONDS."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.panels: Sequence[Panel] = getattr(source, "panels", ())
+        self._recent: dict[str, list[tuple[int, float]]] = {}  # ticks and values, by metric
+        self._severity: dict[str, int] = {}
+
+    def events_at(self, tick: int) -> Iterator[Event]:
+        for event in self.source.events_at(tick):
+            yield event
+            for panel in self.panels:
+                if event.type == "metric" and panel.limits and event.topic in panel.metrics:
+                    yield from self._alerts(panel, event.fields, tick)
+
+    def _alerts(self, panel: Panel, reading: Mapping[str, Any], tick: int) -> list[Event]:
+        name, value, unit = reading["name"], reading["value"], reading["unit"]
+        oldest = tick - CALM_SECONDS * 1000
+        recent = [pair for pair in self._recent.get(name, ()) if pair[0] >= oldest]
+        self._recent[name] = [*recent, (tick, value)]
+        before = self._severity.get(name, 0)
+        now = self._severity[name] = severity(panel.limits, [v for _, v in self._recent[name]])
+        text = (
+            f"{value:g} {unit}" if panel.decimals is None else f"{value:.{panel.decimals}f} {unit}"
+        )
+        label = f"{panel.title} {panel.metrics[name]}".rstrip()
+        return threshold_alert(panel, name, label, before, now, text.rstrip())
+
+
+# --- Command line ----
 
 
 def number(kind: Callable[[str], float], low: float, high: float, text: str) -> float:
