@@ -4361,7 +4361,7 @@ class TheConnection(InABrowser):
             self.check_against_simulation()
         self.assertEqual(sum(everywhere("holding")), 1)
         self.connections(server, 1)
-        everywhere("(wait = 30_000, Math.random = () => 1)")
+        everywhere("(wait = 30_000, liveSince = steady(), Math.random = () => 1)")
         port, last = server.server_port, time.monotonic()
         server.__exit__(None, None, None)
         for handle in handles:
@@ -4371,10 +4371,11 @@ class TheConnection(InABrowser):
             self.assertAlmostEqual(silence, time.monotonic() - last, delta=0.7)
             left = self.browser.js("link.retryAt === Infinity ? 0 : link.retryAt - steady()")
             self.assertLess(abs(left), 30_000)
-        self.live(port)
         follower = everywhere("holding").index(False)
         self.browser.switch(handles[follower])
+        server = self.live(port)
         self.browser.js("document.querySelector('#retry').click()")
+        self.connections(server, 1)
         for handle in handles:
             self.browser.switch(handle)
             self.browser.state("Live", seconds=5)
@@ -4452,18 +4453,19 @@ class TheConnection(InABrowser):
         puppet = self.puppet()
         now = time.time_ns() // 1_000_000
 
-        def tell(*seconds):
+        def tell(*seconds, times=1):
             for second in seconds:
                 moment = now + 1000 * second
                 puppet.say("alert", moment, 1, level="info", message=f"at {second}")
+                puppet.say("alert", moment, 2, level="info", message="a knock")
                 if with_metric:
-                    puppet.say("metric", moment, 2, name="load", value=second, unit="")
+                    puppet.say("metric", moment, 3, name="load", value=second * times, unit="")
                 puppet.status(moment)
             self.browser.until(f"state.status?.time === {moment} && !frame")
             shown = self.browser.js(
                 "[...document.querySelectorAll('#rows p')].map(row => row.innerText)"
             )
-            return [int(re.search(r"at (\d)", text)[1]) for text in reversed(shown)]
+            return [int(text[3:]) for text in reversed(shown) if text.startswith("at ")]
 
         for with_metric in (False, True):
             self.go(puppet.url, "")
@@ -4471,13 +4473,15 @@ class TheConnection(InABrowser):
             puppet.status(now)
             self.assertEqual(tell(0, 1), [0, 1])
             puppet.say("reset", now + 1000, reason="unknown")
-            self.assertEqual(tell(1, 2), [0, 1, 2])
+            self.assertEqual(tell(1, 2, times=10), [0, 1, 2])
             puppet.say("reset", now + 2000, reason="expired")
             self.assertEqual(tell(9), [0, 1, 2, 9])
             self.assertEqual(self.browser.js("said.at(-1)"), "Live")
             self.assertNotIn("Reconnecting", self.browser.js("said"))
             self.assertIn("are gone", self.browser.text("#notice"))
-        self.assertEqual([value for _, value in self.points("load")], [0, 1, 2, None, 9])
+            knocks = "state.alerts.find(alert => alert.message === 'a knock').count"
+            self.assertEqual(self.browser.js(knocks), 4)
+        self.assertEqual([value for _, value in self.points("load")], [0, 10, 20, None, 9])
         self.assertTrue(puppet.streams.empty())
 
     def test_nothing_but_its_status(self):
@@ -4502,7 +4506,7 @@ class TheConnection(InABrowser):
         self.browser.cdp("Network.setBlockedURLs", urls=["*events*"])
         self.go(server.url, "Reconnecting")
         self.assertFalse(self.shown("#hint"))
-        self.browser.until("!document.querySelector('#hint').hidden")
+        self.browser.until("document.querySelector('#hint').checkVisibility()")
         self.assertIn(f"{server.url}api/events/all", self.browser.text("#hint"))
         self.assertIn("filter", self.browser.text("#hint"))
         self.assertNotIn("slash", self.browser.text("#hint"))
@@ -4515,13 +4519,13 @@ class TheConnection(InABrowser):
             ("MIN_SILENCE_MS = 5000", "MIN_SILENCE_MS = 300"), ("interval: 1000", "interval: 100")
         )
         self.go(f"{puppet.url}dash", "Reconnecting")
-        self.browser.until("!document.querySelector('#hint').hidden")
+        self.browser.until("document.querySelector('#hint').checkVisibility()")
         self.assertIn("a proxy holds the stream back", self.browser.text("#hint"))
         self.assertIn(f"slash at its end: {puppet.url}dash/", self.browser.text("#hint"))
         self.assertNotIn("filter", self.browser.text("#hint"))
 
         self.browser.call("POST", "/url", {"url": (HERE / "index.html").as_uri()})
-        self.browser.until("!document.querySelector('#hint')?.hidden")
+        self.browser.until("document.querySelector('#hint')?.checkVisibility()")
         self.assertIn("python sse_dashboard.py", self.browser.text("#hint"))
         self.assertEqual(self.browser.text("#state"), "Offline")
 
