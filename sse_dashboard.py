@@ -1165,7 +1165,7 @@ class DashboardServer(ThreadingHTTPServer):
         Raises what Broadcaster.publish() raises."""
         self.broadcaster.publish(*events)
 
-    def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> bool:
+    def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> Any:
         """The one way down: no more ticks, no more clients, every stream to its end. Whoever is
         left then is cut.
 

@@ -165,18 +165,32 @@ def ids(events):
     return [last_id for kind, _, last_id in events if kind in ("metric", "alert")]
 
 
+class ByHand:
+    """In place of the server's generator: starts and stops nothing. The test gives the ticks."""
+
+    def __init__(self, broadcaster, sources):
+        self.replayable = [source for source in sources if getattr(source, "replayable", False)]
+
+    def start(self):
+        pass
+
+    def stop(self):
+        pass
+
+
 class HandDriven(sse.DashboardServer):
     """A server on a free port of loopback. Its time passes only when a test calls tick()."""
+
+    generator_class = ByHand
 
     def __init__(self, **options):
         super().__init__("127.0.0.1", 0, **options)
         self.now = TICK
         self.closed = []
-        self.generator = contextlib.nullcontext()
 
     def tick(self, events=None):
         self.now += 1000
-        self.broadcaster.advance([(self.now, events_of(self.now) if events is None else events)])
+        self.broadcaster.publish_tick(self.now, events_of(self.now) if events is None else events)
         return self.now
 
     def stream_closed(self, address, path, reason, seconds, events):
