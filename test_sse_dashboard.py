@@ -3934,7 +3934,9 @@ class TheCards(InABrowser):
         """The name is the title; the value is a sentence: now, lowest and highest."""
         self.go(self.live().url)
         said = "document.querySelector('canvas').getAttribute('aria-valuetext')"
-        self.browser.until(f"/^CPU [\\d.]+ %, [\\d.]+ to [\\d.]+ % in the last /.test({said})")
+        at = "[\\\\d.]+ % at [\\\\d:]+"
+        sentence = f"^CPU [\\\\d.]+ %, lowest {at}, highest {at}, in the last 5 min$"
+        self.browser.until(f"RegExp('{sentence}').test({said})")
         before = self.browser.js(said)
         self.browser.until(f"{said} !== {json.dumps(before)}")
         self.assertEqual(
