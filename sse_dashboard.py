@@ -53,7 +53,9 @@ from __future__ import annotations
 import argparse
 import base64
 import errno
+import gzip
 import hashlib
+import io
 import json
 import logging
 import math
@@ -72,7 +74,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from functools import lru_cache, partial
+from http.client import parse_headers
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -81,7 +85,7 @@ from urllib.parse import parse_qs, unquote
 
 logger = logging.getLogger("sse_dashboard")
 
-# --- Settings --------------------------------------------------------------------------------------
+# --- Settings ------------------------------------------------------------------------------------
 
 TITLE = "SSE dashboard"
 INTERVAL_SECONDS = 1.0  # between ticks: what a person still sees as live
@@ -109,7 +113,8 @@ CLIENTS_AT_ONCE = 128  # woken before publishing rests. Woken all at once, 1,000
 REST_SECONDS = 0.0001  # ... for the interpreter's lock, and cost up to 4 times the CPU
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
-MAX_LINE_BYTES = 65_536  # of the request line. The base class allows as much for each field
+MAX_LINE_BYTES = 65_536  # of the request line, and of a header field
+MAX_FIELDS = 100  # in a request's head
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
 MAX_LINGERING = 512  # that wait for this at a time. With one more, the oldest is closed
@@ -143,7 +148,7 @@ def check_times(interval: float, history: float) -> None:
         )
 
 
-# --- Event -------------------------------------------------------------------------------------
+# --- Event ---------------------------------------------------------------------------------------
 
 LEVELS = ("info", "success", "warning", "error")
 TROUBLE = ("warning", "error")  # the levels that a metric's thresholds can have, the milder first
@@ -403,7 +408,7 @@ class Subscription:
                 yield frame
 
 
-# --- Broadcaster: event IDs, history, fan-out, resume ---------------------------------------------
+# --- Broadcaster: event IDs, history, fan-out, resume --------------------------------------------
 
 
 class Broadcaster:
@@ -659,7 +664,7 @@ class Broadcaster:
         return Event("status", fields).encode(moment)
 
 
-# --- Generator thread: time ------------------------------------------------------------------------
+# --- Generator thread: time ----------------------------------------------------------------------
 
 
 class Generator:
@@ -758,125 +763,239 @@ class Generator:
             logger.warning("%r took %.1f s: ticks will be missed", source, seconds)
 
 
-# --- Handler: one request ----
+# --- Handler: one request ------------------------------------------------------------------------
 
-STREAMS: dict[str, frozenset[str] | None] = {
+STREAMS: dict[str, frozenset[str] | None] = {  # the event types that each carries. None: all
     "/api/events/metrics": frozenset({"metric"}),
     "/api/events/alerts": frozenset({"alert"}),
     "/api/events/all": None,
 }
-ORIGIN = (
-    r"\Ahttps?://([^/?#\[\]]|\[[^/?#\[\]]+\])+/?"  # before the path of a target in absolute form
-)
 ROUTES = ("/", "/api/status", *STREAMS)
-METHODS = "GET, HEAD, OPTIONS"
+METHODS = ("GET", "HEAD", "OPTIONS")
+PUBLIC = {"Access-Control-Allow-Origin": "*"}  # a page of any origin may read the data
 PREFLIGHT = {
-    "Access-Control-Allow-Methods": METHODS,
+    "Access-Control-Allow-Methods": ", ".join(METHODS),
     "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control",
 }
-PUBLIC = {"Access-Control-Allow-Origin": "*"}  # a page of any origin may read the data
 JSON = {"Content-Type": "application/json"} | PUBLIC
 EVENT_STREAM = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+# The grammar of a request's head: RFC 9110, 5.5 and 5.6.2; RFC 9112, 2.3 and 3; RFC 3986, 3.2.2.
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) (HTTP/([0-9])\.[0-9])")
+FIELD_LINE = re.compile(TOKEN + rb":[\t -~\x80-\xff]*")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
+ORIGIN = re.compile(r"https?://([^/?#\[\]]|\[[^/?#\[\]]+\])+/?", re.IGNORECASE)  # before a path
+CODINGS = {"chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress"}  # RFC 9112, 7
+
+
+class Problem(Exception):
+    """Why a request is answered by an error: its status, one sentence, and perhaps headers."""
+
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None):
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = headers or {}
+
+
+def read_head(file: io.BufferedReader) -> list[bytes]:
+    """Reads the lines of a request's head, without their ends. Blocks until all have come.
+
+    Returns [] for a client that leaves without a word. Raises Problem for what is no head."""
+    lines: list[bytes] = []
+    is_first = True
+    while True:
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if len(line) > MAX_LINE_BYTES:
+            if lines:
+                raise Problem(431, "A header field is too long.")
+            raise Problem(414, "The target of the request is too long.")
+        if not line and is_first:
+            return []
+        if not line.endswith(b"\n"):
+            raise Problem(400, "The request ends before its head does.")
+        line = line[:-1].removesuffix(b"\r")
+        if line:
+            lines.append(line)
+        elif not is_first:  # an empty line before the request is skipped (RFC 9112, 2.2)
+            return lines
+        if len(lines) > MAX_FIELDS + 1:
+            raise Problem(431, "There are too many header fields.")
+        is_first = False
+
+
+def check_fields(version: str, headers: Message) -> None:
+    """Raises Problem for header fields that leave it open where a request goes, or ends."""
+    hosts = headers.get_all("Host", [])
+    if len(hosts) > 1 or (not hosts and version != "HTTP/1.0"):
+        raise Problem(400, "A request has exactly one Host header field.")
+    if hosts and not HOST.fullmatch(hosts[0]):
+        raise Problem(400, "The Host header field is a name or an address, and perhaps a port.")
+    lengths = set(list_of(headers, "Content-Length"))
+    if len(lengths) > 1 or not all(re.fullmatch("[0-9]+", length) for length in lengths):
+        raise Problem(400, "The Content-Length is one number.")
+    codings = [coding.lower() for coding in list_of(headers, "Transfer-Encoding")]
+    if not codings:
+        return
+    if lengths or version == "HTTP/1.0":
+        raise Problem(400, "A Transfer-Encoding is for HTTP/1.1, without a Content-Length.")
+    if not CODINGS.issuperset(codings):
+        raise Problem(501, "This Transfer-Encoding is not known here.")
+    if codings[-1] != "chunked" or codings.count("chunked") > 1:
+        raise Problem(400, "The last Transfer-Encoding, and only the last, is chunked.")
+
+
+def list_of(headers: Message, name: str) -> list[str]:
+    """The elements of a field that is a list. A field that is there has at least one, maybe ""."""
+    return [part.strip(" \t") for value in headers.get_all(name, []) for part in value.split(",")]
+
+
+def accepts_gzip(headers: Message) -> bool:
+    """Whether a client takes gzip, by name or by `*`, with a weight over 0 (RFC 9110, 12.5.3)."""
+    weights: dict[str, float] = {}
+    for element in list_of(headers, "Accept-Encoding"):
+        coding, _, weight = element.lower().partition(";")
+        found = re.fullmatch(r"[ \t]*q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", weight)
+        weights[coding.strip(" \t")] = float(found[1]) if found else 1.0
+    return weights.get("gzip", weights.get("*", 0)) > 0
 
 
 def hang_up(connection: socket.socket) -> None:
-    """Cuts a connection: whichever thread reads or writes it comes back at once, and closes it. Any thread."""
+    """Cuts a connection. Whichever thread reads or writes it comes back at once, and closes it."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def load_page(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The page and its headers, which allow each script and style in it by its hash, and nothing else. Raises OSError."""
-    body = path.read_bytes()
-    policy = "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+class Page(NamedTuple):
+    """What a browser is sent, in one of two encodings."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def load_page(path: Path) -> tuple[Page, Page]:
+    """The page as it is, and the page compressed. Raises OSError.
+
+    Its policy allows each script and style in it by its hash, and nothing else."""
+    # A browser parses CR and CRLF as LF, and hashes what it has parsed.
+    body = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    policy = PAGE_POLICY
     for tag in ("script", "style"):
         policy += f"; {tag}-src"
         for text in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), body, re.DOTALL):
             policy += f" 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
-    return body, {
+    digest = hashlib.sha256(body).hexdigest()[:32]
+    headers = {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",
         "Referrer-Policy": "no-referrer",
-        "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+        "Vary": "Accept-Encoding",
     }
-
-
-class Problem(Exception):
-    """Why a request is answered by an error: its status, one sentence, and perhaps header fields."""
+    plain = Page(body, headers | {"ETag": f'"{digest}"'})
+    compressed = {"Content-Encoding": "gzip", "ETag": f'"{digest}-gzip"'}
+    return plain, Page(gzip.compress(body, mtime=0), headers | compressed)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the one request of a connection, in that connection's thread. It has no state of its own."""
+    """Answers the one request of a connection, in that connection's thread.
+
+    It keeps nothing but what the base class keeps of the request."""
 
     server: DashboardServer
+    rfile: io.BufferedReader
     # Where SO_SNDTIMEO is in other units, a timeout ends a write to a peer that takes nothing.
     timeout = SEND_TIMEOUT_SECONDS if sys.platform == "win32" else None
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # of a request line that names none
-    requestline, command, request_version = (
-        "",
-        "",
-        "HTTP/1.1",
-    )  # for an answer before the request is read
+    requestline = command = ""  # for an answer before the request was read
+    request_version = "HTTP/1.1"
 
     def handle(self) -> None:
         """Reads the request and answers it. Every error is answered here."""
         try:
-            self.raw_requestline = self.rfile.readline(MAX_LINE_BYTES + 1)
-            if len(self.raw_requestline) > MAX_LINE_BYTES:
-                raise Problem(414, "The target of the request is too long.")
-            if self.parse_request():
+            if self.read_request():
+                self.server.deadlines[self.connection] = time.monotonic() + RESPONSE_SECONDS
                 self.answer()
         except Problem as problem:
-            status, sentence, *headers = problem.args
-            self.respond(
-                status, JSON | dict(*headers), f"{to_json({'error': sentence})}\n".encode()
-            )
+            body = f"{to_json({'error': problem.sentence})}\n".encode()
+            self.respond(problem.status, {**JSON, **problem.headers}, body)
+
+    def read_request(self) -> bool:
+        """Reads and checks the head of the request. False: there is none. Raises Problem.
+
+        The body is not read: nothing here takes one."""
+        if not re.match(TOKEN + rb"|[\r\n]|\Z", self.rfile.peek(1)):  # perhaps a TLS handshake
+            raise Problem(400, "This is no HTTP request.")
+        lines = read_head(self.rfile)
+        if not lines:
+            return False
+        self.requestline = lines[0].decode("latin-1")
+        found = REQUEST_LINE.fullmatch(lines[0])
+        if not found:
+            raise Problem(400, "A request line is a method, a target and a version.")
+        if found[4] != b"1":
+            raise Problem(505, "The versions here are HTTP/1.0 and HTTP/1.1.")
+        if not all(FIELD_LINE.fullmatch(line) for line in lines[1:]):
+            raise Problem(400, "A header field is one line: a name, a colon, a value.")
+        self.command, self.path, self.request_version = (
+            part.decode() for part in found.groups()[:3]
+        )
+        self.headers = parse_headers(io.BytesIO(b"\r\n".join([*lines[1:], b"", b""])))
+        check_fields(self.request_version, self.headers)
+        return True
 
     def answer(self) -> None:
-        """The one way of every request that could be parsed, whatever its method. Raises Problem."""
-        self.server.deadlines[self.connection] = time.monotonic() + RESPONSE_SECONDS
+        """The one way of every request, whatever its method. Raises Problem."""
         path, query = self.target()
         if path not in ROUTES:
             raise Problem(404, f"There is nothing here; there is {', '.join(ROUTES)}.")
-        if self.command not in METHODS.split(", "):
-            raise Problem(405, f"The methods here are {METHODS}.", {"Allow": METHODS})
+        if self.command not in METHODS:
+            allowed = ", ".join(METHODS)
+            raise Problem(405, f"The methods here are {allowed}.", {"Allow": allowed})
         if self.command == "OPTIONS":
-            self.respond(204, {"Allow": METHODS} | PREFLIGHT | ({} if path == "/" else PUBLIC))
+            headers = {"Allow": ", ".join(METHODS), **PREFLIGHT}
+            self.respond(204, headers if path == "/" else headers | PUBLIC)
         elif path == "/":
-            body, headers = self.server.page
-            fresh = {headers["ETag"], "*"} & set(
-                re.findall(r'"[^"]*"|\*', self.headers.get("If-None-Match", ""))
-            )
-            self.respond(304 if fresh else 200, headers, None if fresh else body)
+            self.send_page()
         elif path == "/api/status":
-            self.respond(
-                200,
-                JSON | {"Cache-Control": "no-store"},
-                f"{to_json(self.server.status())}\n".encode(),
-            )
+            body = f"{to_json(self.server.status())}\n".encode()
+            self.respond(200, JSON | {"Cache-Control": "no-store"}, body)
         else:
             self.send_stream(path, query)
 
     def target(self) -> tuple[str, dict[str, list[str]]]:
-        """The path and the query, of a target in origin or absolute form (RFC 9112, 3.2). Raises Problem."""
-        fields = self.headers.items()
-        if self.headers.defects or any(
-            name != name.strip() or re.search(r"[\0\r\n]", value) for name, value in fields
-        ):
-            raise Problem(400, "A header field is one line: a name, a colon, a value.")
-        if self.request_version != "HTTP/1.0" and len(self.headers.get_all("Host", [])) != 1:
-            raise Problem(400, "A request has exactly one Host header field.")
+        """The path and the query of a target in origin or absolute form (RFC 9112, 3.2).
+
+        Raises Problem."""
         target = "/" if self.path == "*" and self.command == "OPTIONS" else self.path
-        path, _, query = re.sub(ORIGIN, "/", target, count=1, flags=re.IGNORECASE).partition("?")
-        if not path.startswith("/"):
+        if origin := ORIGIN.match(target):
+            target = "/" + target[origin.end() :]
+        if not target.startswith("/"):
             raise Problem(400, "The target of a request is a path of this server.")
-        return unquote(path), parse_qs(query, keep_blank_values=True)
+        path, _, query = target.partition("?")
+        path = "/" + unquote(path).lstrip("/")  # a proxy with a prefix may have put one too many
+        return path, parse_qs(query, keep_blank_values=True)
+
+    def send_page(self) -> None:
+        body, headers = self.server.page[accepts_gzip(self.headers)]
+        known = list_of(self.headers, "If-None-Match")
+        if known == ["*"] or headers["ETag"] in (tag.removeprefix("W/") for tag in known):
+            # It describes no content, for it has none (RFC 9110, 15.4.5).
+            about_content = ("Content-Type", "Content-Encoding")
+            self.respond(
+                304, {name: headers[name] for name in headers if name not in about_content}
+            )
+        else:
+            self.respond(200, headers, body)
 
     def send_stream(self, path: str, query: Mapping[str, list[str]]) -> None:
         """Streams events until the client leaves or the server ends it.
@@ -910,49 +1029,39 @@ class Handler(BaseHTTPRequestHandler):
     def choice(
         self, query: Mapping[str, list[str]], key: str, allowed: Iterable[str] | None
     ) -> frozenset[str]:
-        """The values of a filter, given several times or with commas. Raises Problem for one that is not allowed."""
-        values = frozenset(
-            value for text in query.get(key, ()) for value in text.split(",") if value
-        )
+        """The values of a filter, given several times or with commas.
+
+        Raises Problem for one that is not allowed. `allowed` is None while nobody knows."""
+        texts = query.get(key, ())
+        values = frozenset(value for text in texts for value in text.split(",") if value)
         if allowed is not None and not values <= set(allowed):
             raise Problem(400, f"The parameter {key} is one or more of {', '.join(allowed)}.")
         return values
 
     def respond(self, status: int, headers: Mapping[str, str], body: bytes | None = None) -> None:
-        """A whole answer, or the head of a stream. HEAD gets the same headers and no body (RFC 9110, 9.3.2)."""
-        self.request_version = max(
-            self.request_version, "HTTP/1.0"
-        )  # or the answer would have no status line
+        """Sends a whole answer, or the head of a stream.
+
+        HEAD gets the same headers and no body (RFC 9110, 9.3.2)."""
         self.send_response(status)
-        for name, value in {
-            **headers,
-            "X-Content-Type-Options": "nosniff",
-            "Connection": "close",
-        }.items():
+        for name, value in headers.items():
             self.send_header(name, value)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Connection", "close")
         if body is not None:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if body and self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class calls for a request that it cannot parse. Its message quotes the client; ours does not."""
-        raise Problem(code, f"{self.responses[code][0]}.")
-
-    def handle_expect_100(self) -> bool:
-        return True  # no body is wanted: the final answer comes at once
-
     def version_string(self) -> str:
         return "sse-dashboard"
 
     def log_message(self, format: str, *args: Any) -> None:
-        logger.debug(
-            "%s %s", self.client_address[0], (format % args).encode("unicode_escape").decode()
-        )
+        line = (format % args).encode("unicode_escape").decode()
+        logger.debug("%s %s", self.client_address[0], line)
 
 
-# --- Server: sockets and lifetimes -----------------------------------------------------------------
+# --- Server: sockets and lifetimes ---------------------------------------------------------------
 
 # Set on the listening socket, and inherited by those it accepts. What a system lacks is left out.
 SOCKET_OPTIONS: list[tuple[str, str, int | bytes]] = [
@@ -1366,7 +1475,7 @@ class DashboardServer(ThreadingHTTPServer):
         return {"status": "ok", **self.broadcaster.snapshot(), "ended": dict(self._ended)}
 
 
-# --- Simulation: a machine as a function of time ------------------------------------------------
+# --- Simulation: a machine as a function of time -------------------------------------------------
 
 # An example of a source. Every curve is a function of the seed and the time, and nothing else.
 
@@ -1599,7 +1708,7 @@ class WithAlerts:
         return threshold_alert(panel, name, label, before, now, text.rstrip())
 
 
-# --- Command line ----
+# --- Command line --------------------------------------------------------------------------------
 
 
 def number(kind: Callable[[str], float], low: float, high: float, text: str) -> float:
