@@ -1090,21 +1090,21 @@ STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no descri
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH)  # how the kernel may call a vanished peer
 
 
-def panels_of(sources: Iterable[Source]) -> list[Panel]:
-    """The panels of all sources, in order. Raises TypeError and ValueError for what is wrong."""
-    panels: list[Panel] = []
+def collect_panels(panels: Iterable[Panel], sources: Iterable[Source]) -> list[Panel]:
+    """A program's panels and those of its sources. Raises TypeError, ValueError for wrong ones."""
+    collected = list(panels)
     for source in sources:
         if not callable(getattr(source, "events_at", None)):
             raise TypeError(f"a source is an object with events_at(tick), not {source!r}")
-        panels += getattr(source, "panels", ())
+        collected += getattr(source, "panels", ())
     metrics: set[str] = set()
-    for panel in panels:
+    for panel in collected:
         if not isinstance(panel, Panel):
-            raise TypeError(f"a source's panels are of the class Panel, not {panel!r}")
+            raise TypeError(f"a panel is made by Panel(), and not {panel!r}")
         if twice := metrics & panel.metrics.keys():
             raise ValueError(f"{min(twice)} is in two panels")
         metrics |= panel.metrics.keys()
-    return panels
+    return collected
 
 
 def why_it_ended(connection: socket.socket, problem: OSError | None) -> str:
@@ -1130,7 +1130,7 @@ ENDING_SIGNALS = [
 
 
 def interrupt(signal_number: int, frame: object) -> None:
-    """Unwinds the main thread at the first of the signals. A second one ends the process at once."""
+    """Unwinds the main thread at the first signal. A second one ends the process at once."""
     for each in ENDING_SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     raise KeyboardInterrupt
@@ -1170,9 +1170,7 @@ class DashboardServer(ThreadingHTTPServer):
 
     request_queue_size = BACKLOG
     allow_reuse_address = sys.platform != "win32"
-    generator_class = (
-        Generator  # what starts the ticks: a test has one whose ticks it gives by hand
-    )
+    generator_class = Generator  # gives the ticks: a test has one whose ticks come by hand
 
     def __init__(
         self,
@@ -1180,19 +1178,22 @@ class DashboardServer(ThreadingHTTPServer):
         port: int = 8000,
         *,
         sources: Iterable[Source] | None = None,
+        panels: Iterable[Panel] = (),
         interval: float = INTERVAL_SECONDS,
         history: float = HISTORY_SECONDS,
         max_clients: int = MAX_CLIENTS,
         title: str = TITLE,
     ) -> None:
         """`interval` and `history` are in seconds. Without `sources` it shows the simulation.
-        Port 0 is any free one. The title is the page's."""
+
+        `panels` are for metrics that no source has a panel for, before those of the sources. Port
+        0 is any free one. The title is the page's."""
         self.page = load_page(Path(__file__).resolve().with_name("index.html"))
         check_range("max_clients", max_clients, CLIENTS_RANGE)
         if sources is None:
             sources = [Simulation(interval=interval)]
         sources = list(sources)
-        panels = panels_of(sources)
+        panels = collect_panels(panels, sources)
         self.broadcaster = Broadcaster(interval, history, title, panels)
         for source in sources:
             interval_ms = getattr(source, "interval_ms", self.broadcaster.interval_ms)
@@ -1393,16 +1394,18 @@ class DashboardServer(ThreadingHTTPServer):
         """Gives the connection's place back, and lets it linger until the client closes as well.
 
         A close before that could take the response with it (RFC 9112, 9.6). Never blocks."""
-        with self._books, suppress(OSError, ValueError):
+        with self._books:
             self.deadlines.pop(request, None)
+            self._books.notify_all()
             self._lingering[request] = time.monotonic() + LINGER_SECONDS
-            if self._down.is_set() or len(self._lingering) > MAX_LINGERING:
-                self._let_go(next(iter(self._lingering)))  # the oldest
-            if request in self._lingering:
+            if len(self._lingering) > MAX_LINGERING:
+                self._let_go(next(iter(self._lingering)))  # the oldest: it has its answer
+            try:
                 request.setblocking(False)
                 self._watched.register(request, selectors.EVENT_READ)
                 self._look_at(request)
-            self._books.notify_all()
+            except (OSError, ValueError):  # this thread came late to the end of the server
+                self._let_go(request)
 
     def service_actions(self) -> None:
         """Looks after all connections. Called by serve_forever() at least every WATCH_SECONDS."""
