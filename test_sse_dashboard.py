@@ -3450,16 +3450,6 @@ class ThePage(InABrowser):
             self.browser.until(f"state.newest > {newest} + 500")
             self.assertEqual(self.browser.js("document.getAnimations().length"), 0)
 
-    def test_the_crosshair_by_keys(self):
-        """Arrow keys on a chart move one moment over all charts; the page says how far behind it is; Escape goes back."""
-        self.go(self.live().url)
-        self.browser.js("document.querySelector('#cards canvas').focus()")
-        for _ in range(3):
-            self.browser.key("ArrowLeft", 37)
-        self.browser.until("/s behind/.test(document.querySelector('#moment').innerText)")
-        self.browser.key("Escape", 27)
-        self.browser.until("!/s behind/.test(document.querySelector('#moment').innerText)")
-
     def test_one_frame_however_many_events(self):
         """Twenty ticks a second, and no more than one drawing in an animation frame."""
         server = self.live(interval=0.05)
@@ -4046,6 +4036,294 @@ class Puppet(http.server.ThreadingHTTPServer):
         self.ended.set()
         self.shutdown()
         self.server_close()
+
+
+class ThePast(InABrowser):
+    """What was: the crosshair, zoom, windows, links, alerts on charts, and tables."""
+
+    def mouse(self, kind, x, y, **how):
+        self.browser.cdp("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **how)
+
+    def finger(self, *places):
+        """Puts a finger down, moves it on and lifts it."""
+        for kind, place in zip(("Start", *("Move",) * len(places)), places):
+            points = [{"x": place[0], "y": place[1]}]
+            self.browser.cdp("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=points)
+        self.browser.cdp("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def place(self, title, part=0.5):
+        """A point of a card's plot, in the window's pixels."""
+        return self.browser.js(
+            f"(() => {{ const card = cards.find(({{title}}) => title === '{title}');"
+            "const {left, right, top, bottom} = plotBox(card);"
+            "const {x, y} = card.canvas.getBoundingClientRect();"
+            f"return [x + left + (right - left) * {part}, y + (top + bottom) / 2]; }})()"
+        )
+
+    def test_the_crosshair_reads_beside_the_point(self):
+        """Under a resting pointer all charts stand still on its time and read it; the stream runs on."""
+        self.go(self.live().url)
+        x, y = self.place("CPU")
+        self.mouse("Moved", x, y)
+        self.browser.until("cards.every(card => card.readout)")
+        time, end = self.browser.js("[cursorTime(shown), shown.end]")
+        values = [event.fields["value"] for event in Simulation(0, 0.25).events_at(time)[:7]]
+        words = " ".join(self.browser.js("cards.flatMap(card => card.readout.words)"))
+        self.assertIn(f"{values[0]:.1f} %", words)
+        self.assertIn(f"{values[5]:.1f} °C", words)
+        boxes = self.browser.js(
+            "cards.map(({readout}) => [readout.left, readout.right, readout.point, readout.words[0]])"
+        )
+        said = self.browser.js(f"momentInWords({time})")
+        for left, right, point, moment in boxes:
+            self.assertFalse(left - 2 <= point <= right + 2)
+            self.assertEqual(moment, said)
+        drawn = self.browser.js("cards[0].canvas.toDataURL()")
+        self.browser.until(f"state.newest > {end} + 2000")
+        self.assertEqual(self.browser.js("[cursorTime(shown), shown.end]"), [time, end])
+        self.assertEqual(self.browser.js("cards[0].canvas.toDataURL()"), drawn)
+        self.mouse("Moved", 2, 2)
+        self.browser.until(f"cursorTime(shown) === null && shown.end > {end} + 1500")
+
+    def test_the_crosshair_by_keys(self):
+        """A chart that has the focus is read by arrows, page, home and end, and zoomed by + and -."""
+        self.go(self.live().url)
+        self.browser.js("document.querySelector('#cards canvas').focus()")
+        chart = "document.querySelector('#cards canvas')"
+        for _ in range(3):
+            self.browser.key("ArrowLeft", 37)
+        self.browser.until("/s behind/.test(document.querySelector('#moment').innerText)")
+        time = self.browser.js("view.cursor")
+        value = Simulation(0, 0.25).events_at(time)[0].fields["value"]
+        self.browser.until(
+            f"{chart}.getAttribute('aria-valuetext') === momentInWords({time}) + ', {value:.1f} %'"
+        )
+        steps = []
+        for key, code in (("ArrowRight", 39), ("PageDown", 34), ("PageUp", 33), ("Home", 36)):
+            before = self.browser.js("view.cursor")
+            self.browser.key(key, code)
+            steps.append(self.browser.js("view.cursor") - before)
+        self.assertEqual(steps[:3], [250, -30_000, 30_000])
+        self.assertLess(self.browser.js("view.cursor - shown.from"), 250)
+        self.browser.key("End", 35)
+        self.assertLess(self.browser.js("shown.end - view.cursor"), 250)
+        self.browser.key("+", 187)
+        self.browser.until("shown.end - shown.from === 150000")
+        self.browser.key("Home", 36)
+        self.browser.key("PageDown", 34)
+        self.browser.until("shown.from < view.cursor && shown.end - shown.from === 150000")
+        self.browser.key("-", 189)
+        self.browser.until("shown.end - shown.from === 300000")
+        self.browser.key("Escape", 27)
+        self.browser.until("!/s behind/.test(document.querySelector('#moment').innerText)")
+        self.browser.until("shown.end === axisEnd('live') && location.hash === ''")
+        self.browser.until(f"/^CPU /.test({chart}.getAttribute('aria-valuetext'))")
+
+    def test_a_stretch_is_seen_closer_and_shared(self):
+        """A drag zooms all charts, which fit it; a link shows the same; one control goes back."""
+        server = self.live()
+        self.go(server.url)
+        length = self.browser.js("history.length")
+        (x, y), (to, _) = self.place("Load", 0.4), self.place("Load", 0.6)
+        self.mouse("Moved", x, y)
+        self.mouse("Pressed", x, y, button="left", buttons=1, clickCount=1)
+        self.mouse("Moved", to, y, button="left", buttons=1)
+        self.browser.until("view.drag !== null")
+        self.mouse("Released", to, y, button="left", clickCount=1)
+        self.mouse("Moved", 2, 2)
+        self.browser.until(
+            "/from=.*to=/.test(location.hash) && cards.every(card => card.span < 70000)"
+        )
+        first, last = self.browser.js("[shown.from, shown.end]")
+        self.assertAlmostEqual(last - first, 60_000, delta=4000)
+        simulation = Simulation(0, 0.25)
+        loads = [
+            simulation.events_at(tick)[6].fields["value"]
+            for tick in range(-int(-first // 250) * 250, int(last) + 1, 250)
+        ]
+        low, high = self.browser.js("(({scale}) => [scale.from, scale.to])(cards.at(-1))")
+        self.assertLessEqual(low, min(loads))
+        self.assertGreaterEqual(high, max(loads))
+        self.assertLess(high - low, 4 * (max(loads) - min(loads)) + 0.1)
+        self.browser.js("look(Math.round((shown.from + shown.end) / 2)), 0")
+        self.browser.until("/at=/.test(location.hash)")
+        link, cursor = self.browser.js("[location.href, view.cursor]")
+        self.browser.js("document.querySelector('#live').click()")
+        self.browser.until("location.hash === '' && shown.end > view.window && view.zoom === null")
+        self.assertEqual(self.browser.js("history.length"), length)
+        self.browser.call("POST", "/url", {"url": "about:blank"})
+        self.go(link)
+        self.browser.until(f"cursorTime(shown) === {cursor}")
+        seen = self.browser.js("[shown.from, shown.end]")
+        self.assertLess(abs(seen[0] - first) + abs(seen[1] - last), 2)
+        self.browser.js(
+            f"location.hash = 'from={int(first) - 9_000_000}&to={int(last) - 9_000_000}'"
+        )
+        self.browser.until("/no longer held/.test(document.querySelector('#notice').innerText)")
+        self.browser.until("location.hash === ''")
+
+    def test_a_finger(self):
+        """It leaves the crosshair where it was lifted, with the time at the chart; one that scrolls leaves nothing."""
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=390,
+            height=844,
+            deviceScaleFactor=1,
+            mobile=True,
+        )
+        self.browser.cdp("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.addCleanup(self.browser.cdp, "Emulation.setTouchEmulationEnabled", enabled=False)
+        self.go(self.live().url)
+        self.browser.js("cards[2].element.scrollIntoView({block: 'center'})")
+        x, y = self.place("Network")
+        before = self.browser.js("scrollY")
+        self.finger((x, y), *((x, y - 12 * step) for step in range(1, 12)))
+        self.browser.until(f"scrollY > {before} + 60")
+        self.assertEqual(
+            self.browser.js("[view.hover, view.cursor, view.frozen, cursorTime(shown)]"), [None] * 4
+        )
+        x, y = self.place("Network")
+        self.finger((x, y), (x + 30, y))
+        self.browser.until("cursorTime(shown) !== null && view.hover === null")
+        self.browser.until("cards[2].readout?.words[0] === momentInWords(view.cursor)")
+        top = self.browser.js("cards[2].canvas.getBoundingClientRect().y + cards[2].readout.top")
+        self.assertTrue(0 <= top <= 844)
+        self.browser.js("document.querySelector('#live').click()")
+        self.browser.until("cursorTime(shown) === null")
+
+    def test_a_longer_window(self):
+        """Up to what the server holds; what this page does not hold it fetches, each point once."""
+        server = self.live(history=3600.0, interval=1.0)
+        self.go(server.url)
+        windows = "[...document.querySelectorAll('#windows button')].map(b => b.innerText).join()"
+        self.browser.until(f"{windows} === '1 min,5 min,15 min,1 h'")
+        self.assertLess(len(self.points()), 310)
+        self.browser.js("document.querySelector('#windows').lastChild.click()")
+        self.browser.until("state.series.get('cpu_usage').times.length > 3500")
+        self.check_against_simulation(interval=1000)
+        ids = self.browser.js("state.alerts.flatMap(({moments}) => moments.map(({id}) => id))")
+        self.assertEqual(len(ids), len(set(ids)))
+        self.browser.until("cards[0].lines[0].points[0] < state.newest - 3500000")
+        self.assertEqual(self.browser.js("location.hash"), "#window=3600")
+        self.assertTrue(
+            eventually(lambda: server.broadcaster.snapshot()["connections"] == 1),
+        )
+        at = self.browser.js("state.newest - 2400000")
+        self.browser.tab()
+        self.go(f"{server.url}#from={at - 60_000}&to={at + 60_000}&at={at}")
+        self.browser.until(f"cursorTime(shown) === {at} && holds(shown)")
+        self.assertFalse(self.browser.js("holding"))
+
+    def test_an_alert_is_on_its_chart(self):
+        """Its mark has the level's colour; choosing it, in the list or there, shows its moment everywhere."""
+        server = self.live()
+        self.go(server.url)
+        server.publish(alert("error", "on fire", "load_average"))
+        self.browser.until(
+            "alertsOn(cards.at(-1), shown).some(({alert}) => alert.message === 'on fire')"
+        )
+        self.browser.until("!frame")
+        x, y, red = self.browser.js(
+            "(() => { const card = cards.at(-1), {canvas} = card, plot = plotter(card, shown, plotBox(card));"
+            "const {time} = alertsOn(card, shown).find(({alert}) => alert.message === 'on fire');"
+            "const {px, py, size} = markAt(card, plot, time), from = canvas.getBoundingClientRect();"
+            "const {data} = card.context.getImageData(px - size / 2, py - size / 2, size, size); let red = 0;"
+            "const [r, g, b] = paint.error.match(/\\d+/g);"
+            "for (let i = 0; i < data.length; i += 4) red += data[i] == r && data[i + 1] == g && data[i + 2] == b;"
+            "return [from.x + px, from.y + py, red]; })()"
+        )
+        self.assertGreater(red, 20)
+        self.mouse("Pressed", x, y, button="left", buttons=1, clickCount=1)
+        self.mouse("Released", x, y, button="left", clickCount=1)
+        self.mouse("Moved", 2, 2)
+        self.browser.until("document.querySelector('.chosen')?.innerText.includes('on fire')")
+        self.browser.until("cards.every(({readout}) => readout)")
+        self.assertIn("on fire", " ".join(self.browser.js("cards.at(-1).readout.words")))
+        self.browser.key("Escape", 27)
+        self.browser.js("document.querySelector('#windows button').click()")
+        time = self.browser.js(
+            "state.alerts.findLast(({time}) => time < state.newest - 120000).time"
+        )
+        self.browser.js(
+            f"choose(state.alerts.find(({{time}}) => time === {time})), window.scrollTo(0, 0), 0"
+        )
+        self.browser.until(
+            f"cursorTime(shown) === {time} && cards.every(({{span}}) => span === 60000)"
+        )
+        self.browser.until("document.querySelectorAll('.chosen [aria-pressed=true]').length === 1")
+        self.browser.js("document.querySelector('#live').click()")
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=390,
+            height=600,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.browser.js("document.querySelector('#reach').click()")
+        self.browser.until("scrollY > 500")
+        button = "[...document.querySelectorAll('#rows li')].find(({innerText}) => /fire/.test(innerText)).moment"
+        self.browser.js(f"{button}.focus()")
+        self.browser.key("Enter", 13)
+        self.browser.until(
+            "(({top, bottom}) => top >= 0 && bottom <= innerHeight)"
+            "(cards.at(-1).element.getBoundingClientRect())"
+        )
+
+    def test_lowest_and_highest_have_their_times(self):
+        """Beside the number, and in the table, which lists real points and the peak; nothing behind it has the focus."""
+        self.go(self.live(history=120.0).url)
+        x, y = self.place("CPU")
+        self.mouse("Moved", x, y)
+        self.browser.until("view.frozen && !frame")
+        first, last = self.browser.js("[shown.from, shown.end]")
+        points = [(value, time) for time, value in self.points() if first <= time <= last]
+        high, low = max(points), min(points, key=lambda point: (point[0], -point[1]))
+        low = min(point for point in points if point[0] == low[0])
+        words = self.browser.text(".card .range")
+        for word, (value, time) in (("max", high), ("min", low)):
+            self.assertIn(
+                f"{word} {value:.1f} at {self.browser.js(f'clock.format({time})')}", words
+            )
+        self.browser.js("document.querySelector('.toggle').click()")
+        self.browser.until("document.querySelectorAll('.table tbody tr').length > 20")
+        rows = self.browser.js(
+            "[...document.querySelectorAll('.table tbody tr')].map(({cells}) => [...cells].map(c => c.innerText))"
+        )
+        known = {
+            (self.browser.js(f"momentInWords({time})"), f"{value:.1f} %")
+            for value, time in points
+            if (time // 250) % 1 == 0
+        }
+        self.assertLessEqual({tuple(row) for row in rows}, known)
+        self.assertIn(f"{high[0]:.1f} %", {value for _, value in rows})
+        self.assertIn(f"{low[0]:.1f} %", {value for _, value in rows})
+        self.browser.js("document.querySelector('.toggle').focus()")
+        self.browser.js("document.querySelector('.card canvas').focus()")
+        self.assertEqual(self.browser.js("document.activeElement.tagName"), "BUTTON")
+        self.browser.js("document.querySelector('.toggle').click()")
+        self.browser.js("document.querySelector('.card canvas').focus()")
+        self.assertEqual(self.browser.js("document.activeElement.tagName"), "CANVAS")
+
+    def test_a_break_has_its_name(self):
+        """While it lasts a gap says since when; events that are gone, and a restart, are labelled."""
+        server = self.live(history=2.0)
+        self.go(server.url)
+        self.browser.js("document.querySelector('#windows button').click()")
+        port = server.server_port
+        self.browser.until("state.status.uptime > 1.5")
+        server.__exit__(None, None, None)
+        self.browser.state("Reconnecting")
+        written = "cards.map(({written}) => written.map(({string}) => string).join()).join()"
+        self.browser.until(f"{written}.includes('no data since ' + clock.format(state.newest))")
+        self.browser.until("steady() - link.heardAt > 3500", 20)
+        self.live(port, history=1.0)
+        self.browser.js("retryNow(), 0")
+        self.browser.state("Live")
+        for label in ("events lost", "restart"):
+            self.browser.until(
+                f"cards.every(({{written}}) => written.some(({{string}}) => string === '{label}'))"
+            )
+        self.assertNotIn("no data since", self.browser.js(written))
 
 
 class TheAlerts(InABrowser):
