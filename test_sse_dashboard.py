@@ -4267,7 +4267,7 @@ class ThePast(InABrowser):
         self.browser.until("scrollY > 500")
         button = "[...document.querySelectorAll('#rows li')].find(({innerText}) => /fire/.test(innerText)).moment"
         self.browser.js(f"{button}.focus()")
-        self.browser.key("Enter", 13)
+        self.browser.key(" ", 32)
         self.browser.until(
             "(({top, bottom}) => top >= 0 && bottom <= innerHeight)"
             "(cards.at(-1).element.getBoundingClientRect())"
