@@ -3642,14 +3642,23 @@ class TheCards(InABrowser):
         )
 
     def test_40_metrics_at_every_width(self):
-        """Whatever their names, units and sizes: no text over another, none out of its box."""
+        """Whatever their names, units and sizes, live or not: no text over another, none out of its box."""
         self.hooked()
-        self.go(self.live(sources=[Drawn(odd_metrics)], interval=1.0).url)
-        self.browser.until("cards.length === 40")
+        lines = {f"worker_{number}_rate": f"worker {number}" for number in range(30, 40)}
+        panel = sse.Panel("Ten lines", lines, thresholds={"warning": 1, "error": 1.1})
+        server = self.live(sources=[Drawn(odd_metrics, [panel])], interval=1.0)
+        self.go(server.url)
+        self.browser.until("cards.length === 31")
         for width in (320, 390, 768, 1440, 2560):
             with self.subTest(width=width):
                 self.size(width)
-                self.nothing_overlaps(400)
+                self.nothing_overlaps(350)
+        server.__exit__(None, None, None)
+        self.size(390)
+        self.browser.until(
+            "document.querySelector('canvas').texts?.[0].string.startsWith('no data')"
+        )
+        self.nothing_overlaps(350)
 
     def test_large_text_on_a_phone(self):
         """At 390 px with text of twice the size nothing is cut and nothing overlaps."""
