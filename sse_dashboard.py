@@ -373,7 +373,6 @@ class Subscription:
         self.live = False
         self.reason = ""  # why it has ended, once it has: a key of REASONS
         self.events = 0  # written so far
-        self.opening = b""  # what comes before any history
         self._broadcaster = broadcaster
         self._queue: queue.Queue[bytes] = queue.Queue(QUEUE_FRAMES)
 
@@ -391,7 +390,6 @@ class Subscription:
 
     def frames(self) -> Iterator[bytes]:
         """What to write, in order, until the stream ends. Blocks the client's thread."""
-        yield self.opening
         while True:
             # First `live`, then the queue. Nobody adds frames for a client that is not live, so
             # when its queue is empty everything that was ever in it has been written.
@@ -444,6 +442,8 @@ class Broadcaster:
         self._gone: EventID = (0, 0)  # what came up to this ID is no longer held, or never was
         self._subscriptions: set[Subscription] = set()
         self._events_published = 0
+        self._panels_types: list[str] | None = None  # a program's own event types...
+        self._panels_frame = b""  # ... and the `panels` event that names them
         self._closed = False
 
     def publish_tick(self, tick: int, events: Iterable[Event], live: bool = True) -> None:
@@ -505,19 +505,13 @@ class Broadcaster:
         `history` seconds come, and at least the newest tick. An ID that is older than what is
         held, or that no server can have sent, is answered by a `reset` event and all that is
         held."""
-        opening = f"retry: {random.randint(*RETRY_MS)}\n".encode()  # no empty line: no event
         with self._lock:
             reset, place = self._position(last_event_id, history)
-            if reset:
-                opening += self._reset(reset)
             if place > self._last:  # it was served by a clock ahead of ours
                 wanted = wanted._replace(after=place)
             subscription = Subscription(self, wanted, place)
             self._subscriptions.add(subscription)
-            if wanted.types is None:
-                now = time.time() * 1000
-                opening += self._status(now) + self._panels(now)
-            subscription.opening = opening
+            subscription.offer(self._opening(wanted, reset))
             if self._closed:
                 self.end(subscription, "shutdown")
         try:
@@ -591,7 +585,7 @@ class Broadcaster:
                 at = newest[key].moment
             wire = event.encode(at, f"{tick}-{number}")
             if event.type not in BUILT_IN and all(event.type != type for type, _ in newest):
-                wire = self._panels(at, event.type) + wire  # a browser must listen for each type
+                wire = self._panels(event.type) + wire  # a browser must listen for each type
             entries.append(Entry((tick, number), event.type, event.topic, at, wire))
             newest[key] = entries[-1]
             number += 1
@@ -649,13 +643,26 @@ class Broadcaster:
             return "unknown", self._gone
         return ("expired", self._gone) if place < self._gone else ("", place)
 
+    def _opening(self, wanted: Filter, reset: str) -> bytes:
+        """What comes before all events. The reconnection time has no empty line: it is no event."""
+        opening = f"retry: {random.randint(*RETRY_MS)}\n".encode()
+        if reset:
+            opening += self._reset(reset)
+        if wanted.types is None:
+            now = time.time() * 1000
+            opening += self._status(now) + self._panels()
+        return opening
+
     def _reset(self, reason: str) -> bytes:
         return Event("reset", {"reason": reason}).encode(time.time() * 1000)
 
-    def _panels(self, moment: float, *new_types: str) -> bytes:
+    def _panels(self, *new_types: str) -> bytes:
         types = dict.fromkeys([*(type for type, _ in self._newest), *new_types])
         own = [type for type in types if type not in BUILT_IN]
-        return Event("panels", {**self._shown, "types": own}).encode(moment)
+        if own != self._panels_types:
+            event = Event("panels", {**self._shown, "types": own})
+            self._panels_types, self._panels_frame = own, event.encode(time.time() * 1000)
+        return self._panels_frame
 
     def _status(self, moment: float) -> bytes:
         now = self.snapshot()
@@ -913,6 +920,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: DashboardServer
     rfile: io.BufferedReader
+    rbufsize = 1024  # the head of a request is shorter: 7 KiB less for each client
     # Where SO_SNDTIMEO is in other units, a timeout ends a write to a peer that takes nothing.
     timeout = SEND_TIMEOUT_SECONDS if sys.platform == "win32" else None
     protocol_version = "HTTP/1.1"
