@@ -83,6 +83,9 @@ from socketserver import TCPServer
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote
 
+if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one is told so in a line
+    sys.exit(f"sse_dashboard.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
+
 logger = logging.getLogger("sse_dashboard")
 
 # --- Settings ------------------------------------------------------------------------------------
@@ -127,6 +130,8 @@ DRAIN_BYTES = 8 << 20  # thrown away in one look, of what a client sent: more th
 
 DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued...
 HANG_UP_SECONDS = 0.3  # ... and for the threads that are then cut, or for a source that is busy
+LOG_LINES = 1000  # of the log, that wait to be written: one more is lost
+LOG_SECONDS = 0.3  # at the end, for them to be written
 MAX_MILLISECONDS = 253_402_300_800_000  # the year 10000: RFC 3339 has four digits
 
 
@@ -309,7 +314,7 @@ class Source(Protocol):
         Called in the generator thread, and for the history at the start in the main thread."""
 
 
-# --- Subscription: one client's queue, its filter, its place in the history ----------------------
+# --- Subscription: one client's queue, its filter, its place in the history -----------------------
 
 EventID = tuple[int, int]  # the tick and the number within it: compared by order
 
@@ -1225,7 +1230,8 @@ class DashboardServer(ThreadingHTTPServer):
         found = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        self.address_family, _, _, _, address = found[0]
+        # A name like localhost may have addresses of both families. IPv6 may be off.
+        self.address_family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         super().__init__((str(address[0]), port), Handler)
 
     def server_bind(self) -> None:
@@ -1237,8 +1243,8 @@ class DashboardServer(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name = str(self.server_address[0])
         self.server_port = int(self.server_address[1])
-        # For a browser on this machine.
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.server_name, self.server_name)
+        # For a browser on this machine. `::` is for IPv4 too, which works where IPv6 is off.
+        host = self.server_name if self.server_name not in ("0.0.0.0", "::") else "127.0.0.1"
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
 
     def __enter__(self) -> DashboardServer:
@@ -1722,65 +1728,108 @@ class WithAlerts:
 # --- Command line --------------------------------------------------------------------------------
 
 
-def number(kind: Callable[[str], float], low: float, high: float, text: str) -> float:
+class PatientLog(logging.Handler):
+    """The log on standard error, written by a thread of its own: nobody else ever waits for it.
+
+    Standard error may be a pipe that nobody reads, or a terminal that Ctrl-S has stopped. A line
+    that finds the queue full is lost. The next one that is not says how many were."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue(LOG_LINES)
+        self._lost = 0
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+        self._writer.start()
+        super().__init__()  # last: it is closed at the end only if it has begun
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queues a line. The base class holds the lock of this handler meanwhile."""
+        line = f"{self.format(record)}\n"
+        if self._lost:
+            line = f"({self._lost} lines of the log were lost here)\n{line}"
+        try:
+            self._lines.put_nowait(line)
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Waits a moment for what is queued to be written. Called when the process ends."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._writer.join(LOG_SECONDS)
+        super().close()
+
+    def _write(self) -> None:
+        # Past the buffer of sys.stderr: at its end, Python would wait for whoever is writing to it.
+        stream = open(sys.stderr.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError):
+                stream.write(line.encode(sys.stderr.encoding, "backslashreplace"))
+
+
+def number(kind: Callable[[str], float], allowed: tuple[float, float], text: str) -> float:
     """What argparse calls for the text of an option: a number within a range."""
+    low, high = allowed
     with suppress(ValueError):
         if low <= (value := kind(text)) <= high:
             return value
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not {'an integer' if kind is int else 'a number'} from {low} to {high}"
-    )
+    what = "an integer" if kind is int else "a number"
+    raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low:g} to {high:g}")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command. A wrong one ends the process with status 2."""
     parser = argparse.ArgumentParser(
         description="A live dashboard over Server-Sent Events.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address or name to listen on, IPv4 or IPv6")
-    add("--port", type=partial(number, int, 0, 65535), default=8000, help="0 picks a free one")
-    add(
-        "--interval",
-        type=partial(number, float, 0.05, 60),
-        default=INTERVAL_SECONDS,
-        help="seconds between ticks, 0.05 to 60",
-    )
-    add("--seed", type=int, default=0, help="of the simulation: the same seed, the same curves")
-    add(
-        "--history",
-        type=partial(number, float, 0, 3600),
-        default=HISTORY_SECONDS,
-        help="seconds of events held, 0 to 3600",
-    )
-    add(
-        "--max-clients",
-        type=partial(number, int, 1, 100_000),
-        default=MAX_CLIENTS,
-        help="open connections of any kind",
-    )
-    add("--verbose", action="store_true", help="log every request and every stream's end")
+
+    def add(
+        name: str,
+        default: float | str,
+        text: str,
+        kind: Callable[[str], Any] = str,
+        allowed: tuple[float, float] | None = None,
+    ) -> None:
+        if allowed:
+            kind = partial(number, kind, allowed)
+            text += f", {allowed[0]:g} to {allowed[1]:g}"
+        parser.add_argument(name, default=default, help=text, type=kind)
+
+    add("--host", "127.0.0.1", "address or name to listen on, IPv4 or IPv6")
+    add("--port", 8000, "where to listen; 0 is any free one", int, (0, 65_535))
+    add("--interval", INTERVAL_SECONDS, "seconds between ticks", float, INTERVAL_RANGE)
+    add("--seed", 0, "of the simulation: the same seed, the same curves", int)
+    add("--history", HISTORY_SECONDS, "seconds of events held", float, HISTORY_RANGE)
+    add("--max-clients", MAX_CLIENTS, "open connections of any kind", int, CLIENTS_RANGE)
+    verbose = "log every request and every stream's end"
+    parser.add_argument("--verbose", action="store_true", help=verbose)
     options = parser.parse_args(arguments)
-    longest = MAX_HISTORY_TICKS * round(options.interval, 3)
-    if options.history > longest:
-        parser.error(
-            f"argument --history: at most {longest:g} seconds ({MAX_HISTORY_TICKS} ticks) at this interval"
-        )
+    try:
+        check_times(options.interval, options.history)
+    except ValueError as problem:
+        parser.error(f"argument --history: {problem}")
     return options
+
+
+def advice(problem: Exception) -> str:
+    """What to do when the server cannot start."""
+    if not isinstance(problem, (OSError, UnicodeError)) or getattr(problem, "errno", 0) in STARVED:
+        return "allow it more threads, files or memory (see ulimit)"
+    if getattr(problem, "filename", None):
+        return "index.html belongs beside sse_dashboard.py"
+    return "try another --host or --port"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     options = parse_arguments(arguments)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
-    logging.logThreads = (
-        False  # the clients' threads have no name, and asking for one would leave an object behind
-    )
-    take_signals()  # already now: to fill the history takes some seconds
+    take_signals()  # before the history is filled, which takes up to some seconds
     try:
+        if sys.stderr:  # None where the process was started without one
+            level = logging.DEBUG if options.verbose else logging.WARNING
+            logging.basicConfig(level=level, handlers=[PatientLog()])
         with DashboardServer(
             options.host,
             options.port,
@@ -1792,21 +1841,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with suppress(OSError):  # nobody may be there to read it
                 print(f"The dashboard is at {server.url} (Ctrl-C ends it)", flush=True)
             server.wait()
-        return 0
-    except KeyboardInterrupt:  # before the server had begun
-        return 0
-    except (OSError, UnicodeError) as problem:  # UnicodeError: the host is no name
-        missing = getattr(problem, "filename", None)
-        advice = (
-            "index.html belongs beside sse_dashboard.py"
-            if missing
-            else "try another --host or --port"
-        )
-        print(
-            f"cannot serve on {options.host!r} port {options.port}: {problem}; {advice}",
-            file=sys.stderr,
-        )
-    return 1
+    except KeyboardInterrupt:
+        pass  # the server had not begun yet
+    except (OSError, UnicodeError, RuntimeError, MemoryError) as problem:
+        # UnicodeError: the host is no name. RuntimeError: no thread is to be had.
+        where = f"{options.host!r} port {options.port}"
+        why = str(problem) or "out of memory"
+        print(f"cannot serve on {where}: {why}; {advice(problem)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ encoder. Most tests drive a server whose ticks they publish by hand; they wait f
 while. What needs a browser or a proxy is skipped where there is none, or when SSE_TEST_BROWSER is 0.
 """
 
+import ast
 import base64
 import contextlib
 import ctypes
@@ -32,6 +33,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import unittest
@@ -64,7 +66,7 @@ METRICS = [
     "load_average",
 ]
 
-# --------------------------------------------------------------------------------------------------------- Tools ----
+# --- Tools ----------------------------------------------------------------------------------------
 
 
 def setUpModule():
@@ -76,6 +78,23 @@ def setUpModule():
     ):
         if not found and not IN_SHORT:
             print(line, file=sys.stderr)
+
+
+def can_run(command):
+    """Whether a command ends well: what it needs may be missing here, or not be allowed."""
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True).returncode == 0
+    return False
+
+
+def can_listen(family, host):
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return True
+    return False
+
+
+HAS_IPV6 = socket.has_ipv6 and can_listen(socket.AF_INET6, "::1")
 
 
 class EventStreamParser:
@@ -2211,10 +2230,11 @@ class Connections(Promises):
             ("127.0.0.1", "127.0.0.1"),
             ("0.0.0.0", "127.0.0.1"),
             ("::1", "[::1]"),
-            ("::", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("::", "127.0.0.1"),
             ("localhost", None),
         ):
-            if ":" in host and not socket.has_ipv6:
+            if ":" in host and not HAS_IPV6:
                 continue
             with self.subTest(host=host), sse.DashboardServer(host, 0, sources=[]) as server:
                 if urls:
@@ -2412,6 +2432,131 @@ class TheCommand(Promises):
                     (done.returncode, done.stdout, done.stderr.count("\n")), (1, "", 1), done.stderr
                 )
                 self.assertIn(words, done.stderr)
+
+    def test_without_a_thread_it_says_so_in_one_line(self):
+        """One line on standard error that says what is missing, status 1, no traceback."""
+
+        def lower():  # a stack that no address space holds: so no user gets a thread, root neither
+            hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+            resource.setrlimit(resource.RLIMIT_STACK, (1 << 48, hard))
+
+        done = subprocess.run(
+            [sys.executable, HERE / "sse_dashboard.py", "--port", "0"],
+            preexec_fn=lower,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+        self.assertRegex(
+            done.stderr,
+            r"\Acannot serve on .*: can't start new thread; allow it more threads.*\n\Z",
+        )
+
+    def test_an_older_python_is_told_which_one_it_takes(self):
+        """The file can be read by Python 3.8 and newer, and says which it needs: one line, status 1."""
+        script = str(HERE / "sse_dashboard.py")
+        ast.parse(Path(script).read_text(encoding="utf-8"), feature_version=(3, 8))
+        pretend = (
+            "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.version = '3.9.18 x';"
+            "runpy.run_path(sys.argv[1], run_name='__main__')"
+        )
+        runs = {"3.9": [sys.executable, "-c", pretend, script]}
+        for version in ("3.8", "3.9"):
+            python = [f"python{version}", script]
+            with contextlib.suppress(OSError):
+                if not subprocess.run([python[0], "-V"], capture_output=True).returncode:
+                    runs[f"{version} itself"] = python
+        for version, command in runs.items():
+            with self.subTest(version):
+                done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+                self.assertEqual((done.returncode, done.stdout), (1, ""))
+                self.assertRegex(
+                    done.stderr,
+                    rf"\A\S+ needs Python 3\.10 or newer; this is {version[:3]}\.\d+\n\Z",
+                )
+
+    def test_it_can_be_run_through_a_symbolic_link(self):
+        """The page lies beside the script, wherever the link to the script is."""
+        with tempfile.TemporaryDirectory(prefix="a folder ") as folder:
+            link = Path(folder, "dashboard")
+            link.symlink_to(HERE / "sse_dashboard.py")
+            with Command(script=link) as command:
+                self.assertEqual(fetch(command.address, "/")[0], 200)
+
+    def test_where_ipv6_is_off_the_url_can_be_reached_too(self):
+        """`::`, and a name that has an address of both families, are served over IPv4 then."""
+        program = """
+import sys, urllib.request, sse_dashboard
+for host in sys.argv[1:]:
+    with sse_dashboard.DashboardServer(host, 0, sources=[]) as server:
+        print(urllib.request.urlopen(server.url, timeout=5).status)
+"""
+        off = "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 && ip link set lo up && exec "
+        alone = ["unshare", "--net", "sh", "-c", off + '"$0" "$@"', sys.executable, "-c"]
+        if not can_run([*alone, ""]):
+            self.skipTest("needs the right to make a network without IPv6: run as root")
+        done = subprocess.run(
+            [*alone, program, "::", "localhost"],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            timeout=2 * DEADLINE,
+        )
+        self.assertEqual((done.stdout, done.stderr), ("200\n200\n", ""))
+
+    def test_nobody_waits_for_the_log(self):
+        """Requests and the end go on when nobody reads standard error, or it is full or closed.
+
+        Lines are lost then. They are counted by the first line after them."""
+        requests = sse.LOG_LINES + 300  # the pipe holds some hundred lines
+        request = b"GET /%s HTTP/1.1\r\nHost: test\r\n\r\n" % (b"x" * 500)
+
+        def ask(address, count):
+            for _ in range(count):
+                self.assertIn(b" 404 ", exchange(address, request))
+
+        def end_in_time(command):
+            start = time.monotonic()
+            command.process.send_signal(signal.SIGTERM)
+            self.assertEqual(command.process.wait(DEADLINE), 0)
+            self.assertLess(time.monotonic() - start, 2)
+
+        with self.subTest("a pipe that nobody reads"), Command("--verbose") as command:
+            ask(command.address, requests)
+            end_in_time(command)
+            self.assertLess(len(command.process.stderr.read()), 70_000)
+        with self.subTest("a pipe that is read again"), Command("--verbose") as command:
+            ask(command.address, requests)
+            lines = iter(command.process.stderr.readline, "")
+            reading = threading.Thread(target=lambda: log.extend(lines))
+            log = []
+            reading.start()
+            self.assertTrue(eventually(lambda: len(log) > sse.LOG_LINES))
+            ask(command.address, 1)
+            end_in_time(command)
+            reading.join(DEADLINE)
+            lost = [int(found[1]) for line in log if (found := re.match(r"\((\d+) lines", line))]
+            self.assertEqual(len(lost), 1)
+            self.assertEqual(len(log) - 1 + lost[0], requests + 1)
+        with self.subTest("a terminal that Ctrl-S has stopped"):
+            ours, theirs = os.openpty()
+            self.addCleanup(os.close, ours)
+            termios.tcflow(theirs, termios.TCOOFF)
+            with Command("--verbose", stderr=theirs) as command:
+                os.close(theirs)
+                ask(command.address, 100)
+                end_in_time(command)
+        for name, redirected in (("full", "2>/dev/full"), ("closed", "2>&-"), ("all", ">&- 2>&-")):
+            with self.subTest(name):
+                port = free_ports(1)[0]
+                shell = ["sh", "-c", f'exec "$0" "$@" {redirected}']
+                with Child(
+                    HERE / "sse_dashboard.py", "--verbose", "--port", port, wrapped=shell
+                ) as command:
+                    self.assertTrue(eventually(lambda port=port: answers(port)))
+                    ask(("127.0.0.1", port), 10)
+                    end_in_time(command)
 
     def test_sigterm_and_ctrl_c_are_one_orderly_path(self):
         """Open streams end on a whole event, silent connections are closed: status 0 within 2 s, nothing on standard error."""
@@ -2723,8 +2868,7 @@ class AsAModule(Promises):
     def test_a_program_ends_in_order_as_the_first_process_of_a_container(self):
         """The kernel gives PID 1 no default for a signal: one without a handler is lost."""
         container = ["unshare", "--pid", "--fork", "--kill-child"]
-        able = shutil.which("unshare") and subprocess.run([*container, "true"], capture_output=True)
-        if not able or able.returncode:
+        if not can_run([*container, "true"]):
             self.skipTest("needs the right to make a PID namespace: run as root")
         program = (
             "import os, sse_dashboard\n"
@@ -4908,3 +5052,7 @@ class TheConnection(InABrowser):
         )
         self.assertEqual((winter, summer), ("Times in GMT", "Times in GMT+1"))
         self.assertIn(self.browser.text("#moment"), (winter, summer))
+
+
+if __name__ == "__main__":
+    unittest.main()
