@@ -71,6 +71,7 @@ import sys
 import threading
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -105,6 +106,7 @@ NEWEST_SECONDS = 0.001  # of history for a client that asks for none: the newest
 RETRY_MS = (2000, 4000)  # the reconnection time: random, so that not all come back at once
 HEARTBEAT_SECONDS = 15.0  # of silence: WHATWG HTML advises a comment, for proxies that give up
 HEARTBEAT = b":\n"  # no empty line after it, for that would end an event without data
+SLOW_TICKS = 3  # in a row that a source holds up, until the log names it
 FUTURE_SECONDS = 60.0  # an ID further ahead of the clock comes from no other server of ours
 CATCH_UP_SECONDS = 60.0  # a pause up to this, or as far as history goes, is made up for
 
@@ -683,8 +685,7 @@ class Generator:
     """Publishes the events of all sources at every tick, in its own thread.
 
     A source that raises is logged, and its events of that tick are left out. A source that takes
-    longer than the interval is logged once, until it is fast enough again. Ticks that are late,
-    after a pause of the process, are made up for from the replayable sources. After a pause that
+    longer than the interval is logged, too. Ticks that are late, after a pause of the process, are made up for from the replayable sources. After a pause that
     is longer than the history, every client is told to start over."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
@@ -699,7 +700,7 @@ class Generator:
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._epoch = 0.0  # when, in Unix seconds, the steady clock was at zero
         self._next = 0  # the tick to be published next
-        self._slow: set[int] = set()  # the sources that are known to be slow, by id()
+        self._late: Counter[int] = Counter()  # ticks in a row that a source held up, by its id()
 
     def start(self) -> None:
         """Fills the history from the replayable sources, and starts the thread.
@@ -767,12 +768,13 @@ class Generator:
         return events
 
     def _watch(self, source: Source, seconds: float) -> None:
-        """Logs a source that holds up the ticks, once until it is fast enough again."""
-        if seconds <= self._interval_ms / 1000:
-            self._slow.discard(id(source))
-        elif id(source) not in self._slow:
-            self._slow.add(id(source))
-            logger.warning("%r took %.1f s: ticks will be missed", source, seconds)
+        """Logs a source that holds up SLOW_TICKS ticks in a row, once until it is fast again.
+
+        One that does so for a single tick may just have waited for the processor."""
+        late = seconds > self._interval_ms / 1000
+        self._late[id(source)] = self._late[id(source)] + 1 if late else 0
+        if self._late[id(source)] == SLOW_TICKS:
+            logger.warning("%r takes %.1f s a tick: ticks are missed", source, seconds)
 
 
 # --- Handler: one request ------------------------------------------------------------------------
