@@ -4261,6 +4261,16 @@ class ThePast(InABrowser):
         for left, right, point, moment in boxes:
             self.assertFalse(left - 2 <= point <= right + 2)
             self.assertEqual(moment, said)
+        for part, side in ((0.03, "left"), (0.97, "right")):
+            self.mouse("Moved", *self.place("CPU", part))
+            self.browser.until(f"cursorTime(shown) !== {time} && !frame")
+            edge = {
+                "left": "readout.left > readout.point",
+                "right": "readout.right < readout.point",
+            }
+            self.assertTrue(self.browser.js(f"cards.every(({{readout}}) => {edge[side]})"), side)
+        self.mouse("Moved", x, y)
+        self.browser.until(f"cursorTime(shown) === {time} && !frame")
         drawn = self.browser.js("cards[0].canvas.toDataURL()")
         self.browser.until(f"state.newest > {end} + 2000")
         self.assertEqual(self.browser.js("[cursorTime(shown), shown.end]"), [time, end])
@@ -4282,11 +4292,17 @@ class ThePast(InABrowser):
             f"{chart}.getAttribute('aria-valuetext') === momentInWords({time}) + ', {value:.1f} %'"
         )
         steps = []
-        for key, code in (("ArrowRight", 39), ("PageDown", 34), ("PageUp", 33), ("Home", 36)):
+        for key, code in (
+            ("ArrowRight", 39),
+            ("ArrowLeft", 37),
+            ("PageDown", 34),
+            ("PageUp", 33),
+            ("Home", 36),
+        ):
             before = self.browser.js("view.cursor")
             self.browser.key(key, code)
             steps.append(self.browser.js("view.cursor") - before)
-        self.assertEqual(steps[:3], [250, -30_000, 30_000])
+        self.assertEqual(steps[:4], [250, -250, -30_000, 30_000])
         self.assertLess(self.browser.js("view.cursor - shown.from"), 250)
         self.browser.key("End", 35)
         self.assertLess(self.browser.js("shown.end - view.cursor"), 250)
@@ -4386,6 +4402,11 @@ class ThePast(InABrowser):
         self.check_against_simulation(interval=1000)
         ids = self.browser.js("state.alerts.flatMap(({moments}) => moments.map(({id}) => id))")
         self.assertEqual(len(ids), len(set(ids)))
+        again = "{type: 'alert', id: state.alerts[0].id, data: JSON.stringify({message: 'again', timestamp: 1})}"
+        self.browser.js(f"prepend([{again}])")
+        self.assertEqual(
+            ids, self.browser.js("state.alerts.flatMap(({moments}) => moments.map(({id}) => id))")
+        )
         self.browser.until("cards[0].lines[0].points[0] < state.newest - 3500000")
         self.assertEqual(self.browser.js("location.hash"), "#window=3600")
         self.assertTrue(
