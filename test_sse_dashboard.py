@@ -3125,7 +3125,7 @@ FLAGS = (
 
 
 class Browser:
-    """Chromium with a profile of its own, driven by WebDriver (and DevTools, for what WebDriver has no word for)."""
+    """Chromium with a profile of its own, driven by WebDriver, and by DevTools for the rest."""
 
     def __init__(self):
         self.profile = tempfile.mkdtemp()
@@ -3224,7 +3224,8 @@ class Browser:
 @unittest.skipIf(IN_SHORT, "SSE_TEST_BROWSER is 0")
 @unittest.skipUnless(CHROMIUM and DRIVER, NO_BROWSER)
 class InABrowser(Promises):
-    """What all tests of the page share. The server ticks four times a second, so that nothing has to be waited for."""
+    """What all tests of the page share. The server ticks four times a second, so that no test waits
+    for it."""
 
     @classmethod
     def setUpClass(cls):
@@ -3293,7 +3294,8 @@ class ThePage(InABrowser):
     """What a person sees."""
 
     def test_the_first_paint_is_full(self):
-        """Every card has its value, unit and chart with history; the alerts, uptime and connections are there."""
+        """Every card has its value, unit and chart with history; the alerts, uptime and connections
+        are there."""
         server = self.live()
         self.go(server.url)
         self.browser.until("document.querySelectorAll('#cards canvas').length >= 6")
@@ -3319,12 +3321,14 @@ class ThePage(InABrowser):
         self.check_against_simulation()
         inked = (
             "[...document.querySelectorAll('#cards canvas')].map(c => {"
-            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();"
-            "for (let i = 0; i < d.length; i += 4) if (d[i + 3]) seen.add(Math.floor(i / 4) % c.width); return seen.size / c.width; })"
+            "const {data} = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
+            "const columns = new Set(); for (let i = 0; i < data.length; i += 4)"
+            "if (data[i + 3]) columns.add(Math.floor(i / 4) % c.width);"
+            "return columns.size / c.width; })"
         )
         self.browser.until(f"{inked}.every(part => part > .5)")
         roles = self.browser.js(
-            "[...document.querySelectorAll('[role=meter]')].map(e => [e.ariaLabel ?? e.getAttribute('aria-label'),"
+            "[...document.querySelectorAll('[role=meter]')].map(e => [e.getAttribute('aria-label'),"
             "e.getAttribute('aria-valuenow') !== null && e.getAttribute('aria-valuetext') !== ''])"
         )
         self.assertEqual(sorted(roles), [["CPU", True], ["Disk", True], ["Memory", True]])
@@ -3340,9 +3344,13 @@ class ThePage(InABrowser):
         self.go(self.live().url)
         for _ in range(3):
             shown, now, name = self.browser.js(
-                "new Promise(done => { const look = () => frame ? requestAnimationFrame(() => setTimeout(look)) : done(["
-                "document.querySelector('[data-metric=cpu_usage]').innerText, state.series.get('cpu_usage').values.at(-1),"
-                "document.querySelector('[role=meter][aria-label=CPU]').getAttribute('aria-valuetext')]); look(); })"
+                "new Promise(done => { const look = () => {"
+                "if (frame) return requestAnimationFrame(() => setTimeout(look));"
+                "const meter = document.querySelector('[role=meter][aria-label=CPU]');"
+                "done([document.querySelector('[data-metric=cpu_usage]').innerText,"
+                "state.series.get('cpu_usage').values.at(-1),"
+                "meter.getAttribute('aria-valuetext')]);"
+                "}; look(); })"
             )
             self.assertEqual(float(re.search(r"[\d.]+", shown)[0]), now)
             self.assertEqual(float(re.search(r"[\d.]+", name)[0]), now)
@@ -3350,7 +3358,8 @@ class ThePage(InABrowser):
             self.browser.until(f"state.newest > {newest}")
 
     def test_a_server_that_is_killed_and_comes_back(self):
-        """It is said within a second, the values stay and are marked; on return nothing is missing and nothing twice."""
+        """It is said within a second, the values stay and are marked; on return nothing is missing
+        and nothing twice."""
         with Command("--interval", "0.25") as command:
             self.go(command.url.partition(" at ")[2].split()[0])
             shown = self.browser.text("[data-metric=memory_usage]")
@@ -3389,7 +3398,8 @@ class ThePage(InABrowser):
         self.check_against_simulation()
 
     def test_a_full_house_is_waited_for(self):
-        """503 is a fault like any other: it says so, tries on with growing waits, and is live when there is a place."""
+        """503 is a fault like any other: the page says so, tries on with growing waits, and is live
+        when there is a place."""
         server = self.live()
         self.go(server.url)
         places, server.max_clients = server.max_clients, 0
@@ -3403,8 +3413,8 @@ class ThePage(InABrowser):
         self.check_against_simulation()
 
     def test_a_stream_that_is_open_and_silent(self):
-        """It is Delayed after three seconds, and replaced after five: nobody is told that old values
-        are live."""
+        """It is Delayed after three seconds, and replaced after five: nobody is told that old
+        values are live."""
         server = self.serve(ticks=0)
         first = server.now = time.time_ns() // 1_000_000_000 * 1000 - 5000
 
@@ -3461,7 +3471,8 @@ class ThePage(InABrowser):
         self.assertIn(None, [value for _, value in self.points()])
 
     def test_eight_tabs_share_one_stream(self):
-        """All are live over one connection; when the holder closes, another goes on, and no tab misses or doubles anything."""
+        """All are live over one connection; when the holder closes, another goes on, and no tab
+        misses or doubles anything."""
         server = self.live()
         holder = self.browser.call("GET", "/window")
         self.go(server.url)
@@ -3495,13 +3506,14 @@ class ThePage(InABrowser):
         )
 
     def test_without_locks_each_tab_has_its_own_stream(self):
-        """Where Web Locks are missing, every tab is live all the same. Hidden for ten seconds it lets go
-        of its stream, and takes it up where it was when it is shown."""
+        """Where Web Locks are missing, every tab is live all the same. Hidden for ten seconds it
+        lets go of its stream, and takes it up where it was when it is shown."""
         server = self.live()
         script = self.browser.cdp(
             "Page.addScriptToEvaluateOnNewDocument",
-            source="Object.defineProperty(Navigator.prototype, 'locks', {get: undefined}); delete Navigator.prototype.locks;"
-            "setTimeout = (real => (task, ms) => real(task, ms === 10_000 ? 300 : ms))(setTimeout);",
+            source="delete Navigator.prototype.locks;"
+            "setTimeout = (real => (task, ms) => real(task, ms === 10_000 ? 300 : ms))"
+            "(setTimeout);",
         )
         self.go(server.url)
         self.assertFalse(self.browser.js("'locks' in navigator"))
@@ -3516,12 +3528,13 @@ class ThePage(InABrowser):
         )
 
     def test_a_hidden_tab_draws_nothing(self):
-        """While nobody can see it, its document does not change; shown again, it is current at once."""
+        """While nobody can see it, its document does not change; shown, it is current at once."""
         server = self.live()
         self.go(server.url)
         self.browser.js(
             "window.changes = 0, new MutationObserver(all => { window.changes += all.length; })"
-            ".observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true}), 0"
+            ".observe(document.body, {subtree: true, childList: true, characterData: true,"
+            "attributes: true}), 0"
         )
         self.browser.call("POST", "/window/minimize")
         self.browser.until("document.hidden")
@@ -3543,7 +3556,7 @@ class ThePage(InABrowser):
         self.assertIn("Error", self.browser.text("#rows li"))
 
     def test_a_metric_nobody_has_heard_of(self):
-        """It gets its card, number, unit and chart from its events; what is malformed is passed over."""
+        """It gets its card, number, unit and chart from its events; what is malformed is left out."""
         server = self.live()
         self.go(server.url)
         for value in ("12", None, 1e999):
@@ -3578,8 +3591,10 @@ class ThePage(InABrowser):
             if width == 1440:
                 self.assertTrue(
                     self.browser.js(
-                        "[...document.querySelectorAll('canvas, #state, [role=meter], #rows li:first-child')].every(e => "
-                        "e.getBoundingClientRect().bottom <= innerHeight && e.getBoundingClientRect().height > 0)"
+                        "[...document.querySelectorAll("
+                        "'canvas, #state, [role=meter], #rows li:first-child')]"
+                        ".map(element => element.getBoundingClientRect())"
+                        ".every(({bottom, height}) => bottom <= innerHeight && height > 0)"
                     )
                 )
 
@@ -3608,7 +3623,8 @@ class ThePage(InABrowser):
         dark = self.browser.js(ink)
         self.browser.call("POST", "/refresh")
         self.browser.until(
-            "document.readyState === 'complete' && document.documentElement.dataset.theme === 'dark'"
+            "document.readyState === 'complete'"
+            " && document.documentElement.dataset.theme === 'dark'"
         )
         self.assertEqual(self.browser.js(ink), dark)
         self.browser.js("localStorage.clear()")
@@ -3631,9 +3647,12 @@ class ThePage(InABrowser):
         self.go(server.url)
         self.browser.until("Date.now() - state.newest < 1000")
         drawn, frames = self.browser.js(
-            "new Promise(done => { let drawn = 0, frames = 0; const drawing = render, end = state.newest + 1500;"
-            "render = () => { drawn++; drawing(); }; const look = () => { frames++; if (state.newest < end)"
-            "return requestAnimationFrame(look); render = drawing; done([drawn, frames]); }; look(); })"
+            "new Promise(done => { let drawn = 0, frames = 0;"
+            "const drawing = render, end = state.newest + 1500;"
+            "render = () => { drawn++; drawing(); };"
+            "const look = () => { frames++;"
+            "if (state.newest < end) return requestAnimationFrame(look);"
+            "render = drawing; done([drawn, frames]); }; look(); })"
         )
         self.assertGreater(drawn, 5)
         self.assertLessEqual(drawn, frames)
