@@ -3556,7 +3556,7 @@ class ThePage(InABrowser):
         self.assertIn("Error", self.browser.text("#rows li"))
 
     def test_a_metric_nobody_has_heard_of(self):
-        """It gets its card, number, unit and chart from its events; what is malformed is left out."""
+        """It gets its card, number, unit and chart from its events; the malformed is left out."""
         server = self.live()
         self.go(server.url)
         for value in ("12", None, 1e999):
