@@ -4699,7 +4699,7 @@ class TheAlerts(InABrowser):
                 server.status(now + second * 1000)
             self.browser.until(f"state.newest === {now + 59_000}")
             self.assertLess(len(self.points("load")), 20)
-            self.assertIn("the only one", self.browser.text("#rows"))
+            self.browser.until("/the only one/.test(document.querySelector('#rows').innerText)")
 
     def test_the_raw_events_and_the_curl_line(self):
         """Opened, the panel is full: the last 30 events as they came, those of a program's own types too."""
