@@ -4279,7 +4279,7 @@ class ThePast(InABrowser):
         self.assertIn(f"{values[0]:.1f} %", words)
         self.assertIn(f"{values[5]:.1f} °C", words)
         boxes = self.browser.js(
-            "cards.map(({readout}) => [readout.left, readout.right, readout.point, readout.words[0]])"
+            "cards.map(({readout}) => [readout.left, readout.right, readout.px, readout.words[0]])"
         )
         said = self.browser.js(f"momentInWords({time})")
         for left, right, point, moment in boxes:
@@ -4289,8 +4289,8 @@ class ThePast(InABrowser):
             self.mouse("Moved", *self.place("CPU", part))
             self.browser.until(f"cursorTime(shown) !== {time} && !frame")
             edge = {
-                "left": "readout.left > readout.point",
-                "right": "readout.right < readout.point",
+                "left": "readout.left > readout.px",
+                "right": "readout.right < readout.px",
             }
             self.assertTrue(self.browser.js(f"cards.every(({{readout}}) => {edge[side]})"), side)
         self.mouse("Moved", x, y)
