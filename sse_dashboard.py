@@ -685,8 +685,9 @@ class Generator:
     """Publishes the events of all sources at every tick, in its own thread.
 
     A source that raises is logged, and its events of that tick are left out. A source that takes
-    longer than the interval is logged, too. Ticks that are late, after a pause of the process, are made up for from the replayable sources. After a pause that
-    is longer than the history, every client is told to start over."""
+    longer than the interval is logged, too. Ticks that are late, after a pause of the process, are
+    made up for from the replayable sources. After a pause that is longer than the history, every
+    client is told to start over."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
         self.replayable = [source for source in sources if getattr(source, "replayable", False)]
@@ -1285,6 +1286,13 @@ class DashboardServer(ThreadingHTTPServer):
         while not self._down.wait(WATCH_SECONDS):
             pass
 
+    def run(self) -> None:
+        """Serves until a signal comes: prints the URL, and waits. For a program's main thread."""
+        with self:
+            with suppress(OSError):  # nobody may be there to read it
+                print(f"The dashboard is at {self.url} (Ctrl-C ends it)", flush=True)
+            self.wait()
+
     def publish(self, *events: Event) -> None:
         """Publishes events at once, from any thread, as one batch. Never waits for a client.
 
@@ -1832,17 +1840,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr:  # None where the process was started without one
             level = logging.DEBUG if options.verbose else logging.WARNING
             logging.basicConfig(level=level, handlers=[PatientLog()])
-        with DashboardServer(
+        DashboardServer(
             options.host,
             options.port,
             sources=[Simulation(options.seed, options.interval)],
             interval=options.interval,
             history=options.history,
             max_clients=options.max_clients,
-        ) as server:
-            with suppress(OSError):  # nobody may be there to read it
-                print(f"The dashboard is at {server.url} (Ctrl-C ends it)", flush=True)
-            server.wait()
+        ).run()
     except KeyboardInterrupt:
         pass  # the server had not begun yet
     except (OSError, UnicodeError, RuntimeError, MemoryError) as problem:
