@@ -4709,9 +4709,10 @@ class TheAlerts(InABrowser):
             now = 1_800_000_000_000
             server.say("panels", now, panels=[], types=["deploy"])
             server.say("deploy", now, 1, version="1.2")
-            server.say("panels", now, panels=[], types=["deploy", "rollback"])
-            server.say("rollback", now, 2, version="1.1")
-            for number in range(3, 30):
+            server.say("panels", now, panels=[], types=["deploy", "rollback", "error"])
+            server.say("error", now, 2, code=7)
+            server.say("rollback", now, 3, version="1.1")
+            for number in range(4, 29):
                 server.say("metric", now, number, name=f"m{number}", value=1, unit="")
             self.browser.until("state.wire.length === 30")
             self.assertEqual(self.browser.text("#raw").strip(), "")
@@ -4722,12 +4723,14 @@ class TheAlerts(InABrowser):
             said = json.dumps(
                 {"type": "rollback", "version": "1.1", "timestamp": sse.timestamp(now)}
             )
-            self.assertIn(f"event: rollback\ndata: {said}\nid: {now}-2\n", raw)
+            self.assertIn(f"event: rollback\ndata: {said}\nid: {now}-3\n", raw)
             self.assertIn("event: deploy", raw)
+            self.assertIn("event: error", raw)
+            self.assertEqual(self.browser.js("link.tries"), 0)  # which is no error of the stream
             self.assertEqual(self.browser.text("#curl"), f"curl -N {server.url}api/events/all")
             label = "document.querySelector('#raw').role + document.querySelector('#raw').ariaLabel"
             self.assertEqual(self.browser.js(label), "regionRaw events")
-            self.assertEqual(self.browser.js("document.querySelectorAll('.card').length"), 27)
+            self.assertEqual(self.browser.js("document.querySelectorAll('.card').length"), 25)
 
 
 class TheConnection(InABrowser):
