@@ -3848,13 +3848,18 @@ class TheCards(InABrowser):
         )
         self.nothing_overlaps(350)
 
-    def test_large_text_on_a_phone(self):
-        """At 390 px with text of twice the size nothing is cut and nothing overlaps."""
+    def test_large_text_and_text_from_right_to_left(self):
+        """At 390 px with text of twice the size, and from right to left, nothing is cut or overlaps."""
         self.hooked()
         self.go(self.live().url)
         self.size(390, 844)
         self.browser.js("document.documentElement.style.fontSize = '32px'")
         self.browser.until("cards[0]?.em === 24")
+        self.nothing_overlaps(60)
+        self.browser.js("document.documentElement.style.fontSize = ''")
+        self.browser.js("document.documentElement.dir = 'rtl'")
+        self.size(1440)
+        self.browser.until("cards[0]?.em === 12")
         self.nothing_overlaps(60)
 
     def test_numbers_of_any_metric(self):
