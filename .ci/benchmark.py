@@ -1,10 +1,11 @@
-"""What a client costs: starts the server, streams to N clients, and prints CPU, memory, latency and share delivered.
+"""What a client costs: starts the server, streams to N clients, and prints what it took.
 
     python .ci/benchmark.py [--clients 300] [--rate 2] [--seconds 10]
 
-Each tick is seven events. On Linux with two CPUs or more, the server gets the first one and the clients the second, so
-that they do not disturb each other. Latency is from the tick's time to the event in the client, which reads all streams
-in one loop: it counts against the server while it is busy with another stream.
+It prints CPU, memory, latency, and the share of the events that were delivered. Each tick is seven
+events. On Linux with two CPUs or more, the server gets the first one and the clients the second,
+so that they do not disturb each other. Latency is from the tick's time to the event in the client.
+The client reads all streams in one loop, so its own waiting counts against the server.
 """
 
 import argparse
@@ -45,9 +46,8 @@ class Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_kib(self) -> int:
-        return int(
-            re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0]
-        )
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 
     def __enter__(self) -> "Child":
         return self
@@ -93,9 +93,9 @@ def measure(clients: int, rate: float, seconds: float) -> None:
         expected = clients * EVENTS * (last - first) / interval_ms
 
         def read_until(moment: float, enough: float = float("inf")) -> None:
-            while (left := moment / 1000 - time.time()) > 0 and sum(
-                stream.events for stream in streams
-            ) < enough:
+            while (left := moment / 1000 - time.time()) > 0:
+                if sum(stream.events for stream in streams) >= enough:
+                    break
                 for key, _ in selector.select(min(left, 0.1)):
                     key.data.read(first, last, latencies)
                     if not key.data.open:
@@ -109,17 +109,15 @@ def measure(clients: int, rate: float, seconds: float) -> None:
 
     delivered, span = sum(stream.events for stream in streams), (last - first) / 1000
     percent = quantiles(latencies, n=100) if len(latencies) > 1 else [float("nan")] * 99
-    print(
-        f"{clients} clients, {1000 / interval_ms:g} ticks/s of {EVENTS} events, {span:g} s on {machine()}"
-    )
-    print(
-        f"  CPU for each event      {1e6 * cpu / max(1, delivered):.1f} µs ({100 * cpu / span:.0f} % of one CPU)"
-    )
-    print(
-        f"  memory for each client  {kib / clients:.1f} KiB (over {idle_kib / 1024:.0f} MiB with none)"
-    )
+    each = 1e6 * cpu / max(1, delivered)
+    share = 100 * delivered / expected
+    ticks = f"{1000 / interval_ms:g} ticks/s of {EVENTS} events"
+    idle = f"over {idle_kib / 1024:.0f} MiB with none"
+    print(f"{clients} clients, {ticks}, {span:g} s on {machine()}")
+    print(f"  CPU for each event      {each:.1f} µs ({100 * cpu / span:.0f} % of one CPU)")
+    print(f"  memory for each client  {kib / clients:.1f} KiB ({idle})")
     print(f"  latency                 p50 {percent[49]:.1f} ms, p99 {percent[98]:.1f} ms")
-    print(f"  delivered               {100 * delivered / expected:.1f} % of {expected:.0f} events")
+    print(f"  delivered               {share:.1f} % of {expected:.0f} events")
 
 
 def machine() -> str:

@@ -1,11 +1,12 @@
-"""Runs the server under streaming clients and a fault every second, then compares what each client saw with the truth.
+"""Runs the server under streaming clients and a fault every second, and compares with the truth.
 
     python .ci/soak.py [--minutes 10] [--clients 200] [--seed 1]
 
-Clients come back by their last event ID whenever they are cut, as a browser does, but at once. What they should have seen
-is what the simulation says for the same seed and interval. In the first third of the time the server is also killed, ended
-and started again; then all clients leave, threads, descriptors and memory are noted, and from there on it must stand.
-It runs on Linux. The exit status is 1 when an event was lost or came twice, or when something was left behind.
+Clients come back by their last event ID whenever they are cut, as a browser does, but at once. What
+they should have seen is what the simulation says for the same seed and interval. In the first third
+of the time the server is also killed, ended and started again. Then all clients leave, and threads,
+descriptors and memory are noted: from there on they must stand. It runs on Linux. The exit status
+is 1 when an event was lost or came twice, or when something was left behind.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import sse_dashboard
 
 INTERVAL = 0.2
 SPARE = 100  # places beside the clients: what is over it is refused
+OWN_THREADS = 4  # of the server: main, log, generator, serve
 GROWTH_KIB = 4096  # of memory, that counts as none
 ROUTES = {"all": ("metric", "alert"), "metrics": ("metric",), "alerts": ("alert",)}
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
@@ -42,14 +44,8 @@ class Server:
     def __init__(self, clients: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.options = [
-            "--port",
-            str(self.port),
-            "--interval",
-            str(INTERVAL),
-            "--max-clients",
-            str(clients + SPARE),
-        ]
+        limits = ["--interval", str(INTERVAL), "--max-clients", str(clients + SPARE)]
+        self.options = ["--port", str(self.port), *limits]
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - for all its lives
         self.start()
 
@@ -71,12 +67,12 @@ class Server:
             return json.load(response)
 
     def usage(self) -> tuple[int, int, int]:
-        """Threads, descriptors, and KiB of memory, as soon as nobody is left; at the latest after the deadlines."""
-        folder, patience = (
-            Path(f"/proc/{self.process.pid}"),
-            time.monotonic() + sse_dashboard.REQUEST_SECONDS + 5,
-        )
-        while len(list((folder / "task").iterdir())) > 3 and time.monotonic() < patience:
+        """Threads, descriptors, and KiB of memory, as soon as nobody is left.
+
+        It waits no longer than the server's own deadlines last."""
+        folder = Path(f"/proc/{self.process.pid}")
+        patience = time.monotonic() + sse_dashboard.REQUEST_SECONDS + 5
+        while len(list((folder / "task").iterdir())) > OWN_THREADS and time.monotonic() < patience:
             time.sleep(0.1)
         time.sleep(sse_dashboard.LINGER_SECONDS + 1)
         memory = re.findall(r"VmRSS:\s+(\d+)", (folder / "status").read_text())
@@ -98,12 +94,14 @@ class Client:
 
     def connect(self) -> None:
         self.rest, self.in_body = b"", False
-        request = f"GET /api/events/{self.route} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {self.last_id}\r\n\r\n"
+        request = (
+            f"GET /api/events/{self.route} HTTP/1.1\r\n"
+            f"Host: localhost\r\nLast-Event-ID: {self.last_id}\r\n\r\n"
+        )
         try:
             self.connection = socket.socket()
-            self.connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
-            )  # soon full, when nobody reads
+            # A small buffer is soon full when nobody reads.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             self.connection.connect(("127.0.0.1", self.soak.server.port))
             self.connection.sendall(request.encode())
         except OSError:
@@ -143,7 +141,7 @@ class Client:
         if self.in_body:
             *events, self.rest = self.rest.split(b"\n\n")
             for event in events:
-                self.resets += event.startswith(b"event: reset\n")
+                self.resets += b"event: reset" in event.split(b"\n")
                 if found := re.search(rb"\nid: ((\d+)-(\d+))\Z", event):
                     self.last_id = found[1].decode()
                     self.seen.append((int(found[2]), int(found[3])))
@@ -158,9 +156,8 @@ class Soak:
         self.server, self.selector = Server(clients), selectors.DefaultSelector()
         self.start = int(time.time() * 1000) // 1000 * 1000
         self.clients = [Client(self, list(ROUTES)[n % 3], self.start) for n in range(clients)]
-        self.strangers: list[
-            tuple[float, socket.socket, bool]
-        ] = []  # (until when, connection, whether the server must close)
+        # (until when, connection, whether the server must close)
+        self.strangers: list[tuple[float, socket.socket, bool]] = []
         self.faults: Counter[str] = Counter()
         self.wrong: list[str] = []
 
@@ -274,8 +271,8 @@ class Soak:
     def compare(self) -> tuple[int, int, int]:
         """Events that should have come, that did not, and that came twice or out of order.
 
-        The last second does not count: when all leave, a tick is on its way to some and has reached others.
-        """
+        The last second does not count. When all leave, a tick has reached some, and is on its way
+        to others."""
         goal = max(client.seen[-1] for client in self.clients if client.seen)[0] - 1000
         simulation, truth = sse_dashboard.Simulation(0, INTERVAL), []
         for tick in range(self.start, goal + 1, round(INTERVAL * 1000)):
@@ -286,12 +283,10 @@ class Soak:
         lost = doubled = 0
         for client in self.clients:
             seen = [event_id for event_id in client.seen if event_id[0] <= goal]
-            lost += len(
-                {event_id for kind, event_id in truth if kind in ROUTES[client.route]} - set(seen)
-            )
-            doubled += (
-                len(seen) - len(set(seen)) + sum(one > other for one, other in pairwise(seen))
-            )
+            expected = {event_id for kind, event_id in truth if kind in ROUTES[client.route]}
+            lost += len(expected - set(seen))
+            doubled += len(seen) - len(set(seen))
+            doubled += sum(one > other for one, other in pairwise(seen))
         return sum(len(client.seen) for client in self.clients), lost, doubled
 
 
@@ -330,9 +325,8 @@ def main() -> int:
     soak.leave()
     before = soak.server.usage()
     soak.run_for(seconds * 2 / 3, STANDING)
-    soak.run_for(
-        sse_dashboard.SEND_TIMEOUT_SECONDS + 35, []
-    )  # the deaf wake, and all come up to now
+    # The deaf wake, and all come up to now.
+    soak.run_for(sse_dashboard.SEND_TIMEOUT_SECONDS + 35, [])
     soak.leave()
     after = soak.server.usage()
     events, lost, doubled = soak.compare()
@@ -341,15 +335,12 @@ def main() -> int:
     soak.server.errors.seek(0)
     errors = soak.server.errors.read().decode()
 
-    print(
-        f"{options.minutes:g} minutes, {options.clients} clients, {sum(soak.faults.values())} faults:"
-    )
+    faults = sum(soak.faults.values())
+    print(f"{options.minutes:g} minutes, {options.clients} clients, {faults} faults:")
     for fault, count in sorted(soak.faults.items()):
         print(f"  {fault.replace('_', ' '):24}{count:6}")
-    print(
-        "streams ended             "
-        + ", ".join(f"{reason} {count}" for reason, count in ended.items() if count)
-    )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in ended.items() if count)
+    print(f"streams ended             {reasons}")
     print(f"refused and come again    {sum(client.refused for client in soak.clients)}")
     print(f"events                    {events} seen, {lost} lost, {doubled} doubled")
     for what, one, other in zip(("threads", "descriptors", "memory, KiB"), before, after):
