@@ -77,7 +77,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from functools import lru_cache, partial
-from http.client import parse_headers
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -118,7 +117,7 @@ CLIENTS_AT_ONCE = 128  # woken before publishing rests. Woken all at once, 1,000
 REST_SECONDS = 0.0001  # ... for the interpreter's lock, and cost up to 4 times the CPU
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
-MAX_LINE_BYTES = 65_536  # of the request line, and of a header field
+MAX_HEAD_BYTES = 65_536  # of a request line and its header fields together
 MAX_FIELDS = 100  # in a request's head
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
@@ -804,11 +803,14 @@ PAGE_POLICY = (
 )
 
 # The grammar of a request's head: RFC 9110, 5.5 and 5.6.2; RFC 9112, 2.3 and 3; RFC 3986, 3.2.2.
+# A target may hold a few characters more than a URI, because browsers send them, but no fragment.
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) (HTTP/([0-9])\.[0-9])")
-FIELD_LINE = re.compile(TOKEN + rb":[\t -~\x80-\xff]*")
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
-ORIGIN = re.compile(r"https?://([^/?#\[\]]|\[[^/?#\[\]]+\])+/?", re.IGNORECASE)  # before a path
+TARGET = rb"[!\"$-~]+"
+REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") (" + TARGET + rb") (HTTP/([0-9])\.[0-9])")
+FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):[ \t]*([ -~\t\x80-\xff]*)")
+NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*"
+HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|{NAME})(?::[0-9]*)?"
+ORIGIN = re.compile(rf"https?://(?=[^:/?]){HOST}(?=[/?]|\Z)/?", re.IGNORECASE)  # before a path
 CODINGS = {"chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress"}  # RFC 9112, 7
 
 
@@ -822,30 +824,37 @@ class Problem(Exception):
         self.headers = headers or {}
 
 
-def read_head(file: io.BufferedReader) -> list[bytes]:
-    """Reads the lines of a request's head, without their ends. Blocks until all have come.
+def head_lines(file: io.BufferedReader) -> Iterator[bytes]:
+    """Reads the lines of a request's head, one by one and without their ends. Blocks for each.
 
-    Returns [] for a client that leaves without a word. Raises Problem for what is no head."""
-    lines: list[bytes] = []
-    is_first = True
+    An empty line ends the head, and whoever reads stops there. Raises Problem when no whole line
+    comes."""
+    room = MAX_HEAD_BYTES
+    too_long = Problem(414, "The target of the request is too long.")
     while True:
-        line = file.readline(MAX_LINE_BYTES + 1)
-        if len(line) > MAX_LINE_BYTES:
-            if lines:
-                raise Problem(431, "A header field is too long.")
-            raise Problem(414, "The target of the request is too long.")
-        if not line and is_first:
-            return []
+        line = file.readline(room + 1)
+        room -= len(line)
+        if room < 0:
+            raise too_long
         if not line.endswith(b"\n"):
             raise Problem(400, "The request ends before its head does.")
-        line = line[:-1].removesuffix(b"\r")
-        if line:
-            lines.append(line)
-        elif not is_first:  # an empty line before the request is skipped (RFC 9112, 2.2)
-            return lines
-        if len(lines) > MAX_FIELDS + 1:
+        yield line[:-1].removesuffix(b"\r")
+        too_long = Problem(431, "The header fields are too long.")
+
+
+def read_fields(lines: Iterator[bytes]) -> Message:
+    """Reads header fields until the empty line behind them. Raises Problem for one that is none."""
+    headers = Message()
+    for line in lines:
+        if not line:
+            break
+        found = FIELD_LINE.fullmatch(line)
+        if not found:
+            raise Problem(400, "A header field is one line: a name, a colon, a value.")
+        if len(headers) == MAX_FIELDS:
             raise Problem(431, "There are too many header fields.")
-        is_first = False
+        headers[found[1].decode()] = found[2].decode("latin-1").rstrip(" \t")
+    return headers
 
 
 def check_fields(version: str, headers: Message) -> None:
@@ -853,19 +862,19 @@ def check_fields(version: str, headers: Message) -> None:
     hosts = headers.get_all("Host", [])
     if len(hosts) > 1 or (not hosts and version != "HTTP/1.0"):
         raise Problem(400, "A request has exactly one Host header field.")
-    if hosts and not HOST.fullmatch(hosts[0]):
+    if hosts and not re.fullmatch(HOST, hosts[0]):
         raise Problem(400, "The Host header field is a name or an address, and perhaps a port.")
     lengths = set(list_of(headers, "Content-Length"))
     if len(lengths) > 1 or not all(re.fullmatch("[0-9]+", length) for length in lengths):
         raise Problem(400, "The Content-Length is one number.")
-    codings = [coding.lower() for coding in list_of(headers, "Transfer-Encoding")]
-    if not codings:
+    if "Transfer-Encoding" not in headers:
         return
     if lengths or version == "HTTP/1.0":
         raise Problem(400, "A Transfer-Encoding is for HTTP/1.1, without a Content-Length.")
+    codings = [coding.lower() for coding in list_of(headers, "Transfer-Encoding") if coding]
     if not CODINGS.issuperset(codings):
         raise Problem(501, "This Transfer-Encoding is not known here.")
-    if codings[-1] != "chunked" or codings.count("chunked") > 1:
+    if codings[-1:] != ["chunked"] or codings.count("chunked") > 1:
         raise Problem(400, "The last Transfer-Encoding, and only the last, is chunked.")
 
 
@@ -901,14 +910,14 @@ def load_page(path: Path) -> tuple[Page, Page]:
     """The page as it is, and the page compressed. Raises OSError.
 
     Its policy allows each script and style in it by its hash, and nothing else."""
-    # A browser parses CR and CRLF as LF, and hashes what it has parsed.
-    body = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    # A browser hashes what it has parsed: CR and CRLF are LF then. A NUL would be another
+    # character, but no text file has one.
+    text = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     policy = PAGE_POLICY
     for tag in ("script", "style"):
         policy += f"; {tag}-src"
-        for text in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), body, re.DOTALL):
-            policy += f" 'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
-    digest = hashlib.sha256(body).hexdigest()[:32]
+        for inside in re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>".encode(), text, re.DOTALL):
+            policy += f" 'sha256-{base64.b64encode(hashlib.sha256(inside).digest()).decode()}'"
     headers = {
         "Content-Type": "text/html; charset=utf-8",
         "Content-Security-Policy": policy,
@@ -916,9 +925,13 @@ def load_page(path: Path) -> tuple[Page, Page]:
         "Referrer-Policy": "no-referrer",
         "Vary": "Accept-Encoding",
     }
-    plain = Page(body, headers | {"ETag": f'"{digest}"'})
-    compressed = {"Content-Encoding": "gzip", "ETag": f'"{digest}-gzip"'}
-    return plain, Page(gzip.compress(body, mtime=0), headers | compressed)
+
+    def page(body: bytes, **encoding: str) -> Page:
+        # Each has the tag of its own bytes, for a strong one says just those (RFC 9110, 8.8.3).
+        tag = hashlib.sha256(body).hexdigest()[:32]
+        return Page(body, headers | encoding | {"ETag": f'"{tag}"'})
+
+    return page(text), page(gzip.compress(text, mtime=0), **{"Content-Encoding": "gzip"})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -938,36 +951,33 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         """Reads the request and answers it. Every error is answered here."""
         try:
-            if self.read_request():
+            if self.rfile.peek(1):  # else the client has left without a word
+                self.read_request()
                 self.server.deadlines[self.connection] = time.monotonic() + RESPONSE_SECONDS
                 self.answer()
         except Problem as problem:
             body = f"{to_json({'error': problem.sentence})}\n".encode()
             self.respond(problem.status, {**JSON, **problem.headers}, body)
 
-    def read_request(self) -> bool:
-        """Reads and checks the head of the request. False: there is none. Raises Problem.
+    def read_request(self) -> None:
+        """Reads the head of the request, and checks it line by line. Raises Problem.
 
         The body is not read: nothing here takes one."""
-        if not re.match(TOKEN + rb"|[\r\n]|\Z", self.rfile.peek(1)):  # perhaps a TLS handshake
+        if not re.match(TOKEN + rb"|[\r\n]", self.rfile.peek(1)):
+            # A TLS handshake, for example. It need not have a line that could be waited for.
             raise Problem(400, "This is no HTTP request.")
-        lines = read_head(self.rfile)
-        if not lines:
-            return False
-        self.requestline = lines[0].decode("latin-1")
-        found = REQUEST_LINE.fullmatch(lines[0])
+        lines = head_lines(self.rfile)
+        line = next(lines) or next(lines)  # one empty line before it is skipped (RFC 9112, 2.2)
+        self.requestline = line.decode("latin-1")
+        found = REQUEST_LINE.fullmatch(line)
         if not found:
             raise Problem(400, "A request line is a method, a target and a version.")
-        if found[4] != b"1":
+        self.command, self.path, version, major = (part.decode() for part in found.groups())
+        if major != "1":
             raise Problem(505, "The versions here are HTTP/1.0 and HTTP/1.1.")
-        if not all(FIELD_LINE.fullmatch(line) for line in lines[1:]):
-            raise Problem(400, "A header field is one line: a name, a colon, a value.")
-        self.command, self.path, self.request_version = (
-            part.decode() for part in found.groups()[:3]
-        )
-        self.headers = parse_headers(io.BytesIO(b"\r\n".join([*lines[1:], b"", b""])))
-        check_fields(self.request_version, self.headers)
-        return True
+        self.request_version = version
+        self.headers = read_fields(lines)
+        check_fields(version, self.headers)
 
     def answer(self) -> None:
         """The one way of every request, whatever its method. Raises Problem."""
