@@ -2756,7 +2756,7 @@ class Restarts(Promises):
         first = min(int(re.search(rb"\nid: (\d+)-", whole)[1]) for whole in results)
         last = max(int(re.findall(rb"\nid: (\d+)-", whole)[-1]) for whole in results)
         never_cut = [
-            event.encode(sse.timestamp(tick), f"{tick}-{number}")
+            event.encode(tick, f"{tick}-{number}")
             for tick in range(first, last + 50, 50)
             for number, event in enumerate(simulation.events_at(tick), 1)
         ]
@@ -3040,15 +3040,14 @@ class BehindAProxy(Promises):
         self.assertTrue(eventually(lambda: answers(port)))
         return process
 
-    def start_proxy(self, language, argv):
-        text = re.search(
-            rf"```{language}\n(.*?)```", (HERE / "README.md").read_text("utf-8"), re.DOTALL
-        )[1]
+    def start_proxy(self, language, argv, more):
+        readme = (HERE / "README.md").read_text("utf-8")
+        text = re.search(rf"```{language}\n(.*?)```", readme, re.DOTALL)[1]
         self.assertLessEqual(text.count("\n"), 20)
         for documented, port in zip(("8080", "8001", "8002"), self.ports):
             text = text.replace(documented, str(port))
         file = self.folder / language
-        file.write_text(text)
+        file.write_text(text.replace(*more))
         self.start([part.replace("FILE", str(file)) for part in argv])
         self.assertTrue(eventually(lambda: answers(self.ports[0])))
 
@@ -3062,12 +3061,20 @@ class BehindAProxy(Promises):
         """Behind nginx too, every client has every event once while servers are killed."""
         log = f"error_log stderr; pid {self.folder}/pid; daemon off;"
         self.clients_survive(
-            "nginx", [NGINX, "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log]
+            "nginx",
+            [NGINX, "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log],
+            ("http {", f"http {{\n{self.own_folders()}"),
         )
 
-    def clients_survive(self, language, argv):
+    def own_folders(self):
+        """Where nginx writes, for a user who may not write into those of the system."""
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        paths = [f"{kind}_temp_path {self.folder}/{kind};" for kind in kinds]
+        return "\n".join(["access_log off;", *paths])
+
+    def clients_survive(self, language, argv, more=("", "")):
         servers = [self.start_server(self.ports[1]), self.start_server(self.ports[2], ahead=-2)]
-        self.start_proxy(language, argv)
+        self.start_proxy(language, argv, more)
         clients = [Reconnecting(self.ports[0]) for _ in range(50)]
 
         def all_go_on():
@@ -3107,7 +3114,7 @@ class BehindAProxy(Promises):
         )
         simulation = Simulation(0, 0.1)
         return b"".join(
-            event.encode(sse.timestamp(tick), f"{tick}-{number}")
+            event.encode(tick, f"{tick}-{number}")
             for tick in range(first[0], last[0] + 100, 100)
             for number, event in enumerate(simulation.events_at(tick), 1)
             if first <= (tick, number) <= last
