@@ -2,9 +2,10 @@
 
     python -m unittest
 
-The event stream is read by a parser written from the standard (WHATWG HTML, "Interpreting an event stream"), not from our
-encoder. Most tests drive a server whose ticks they publish by hand; they wait for an event, with a deadline, and never for a
-while. What needs a browser or a proxy is skipped where there is none, or when SSE_TEST_BROWSER is 0.
+The event stream is read by a parser that is written from the standard (WHATWG HTML, "Interpreting
+an event stream"), not from our encoder. Most tests drive a server whose ticks they publish by hand.
+They wait for an event, with a deadline, and never for a while. What needs a browser or a proxy is
+skipped where there is none, or when SSE_TEST_BROWSER is 0.
 """
 
 import ast
@@ -67,7 +68,7 @@ METRICS = [
     "load_average",
 ]
 
-# --- Tools ----------------------------------------------------------------------------------------
+# --- Tools ---------------------------------------------------------------------------------------
 
 
 def setUpModule():
@@ -99,7 +100,9 @@ HAS_IPV6 = socket.has_ipv6 and can_listen(socket.AF_INET6, "::1")
 
 
 class EventStreamParser:
-    """The standard's algorithm: feed() it bytes, get (type, data, last event ID) for each event that is dispatched."""
+    """The standard's algorithm: feed() takes bytes, and gives back what is dispatched.
+
+    That is (type, data, last event ID) for each event."""
 
     def __init__(self):
         self.rest, self.start, self.last_event_id, self.retry, self.comments = (
@@ -250,7 +253,9 @@ class Stream:
         return bool(more)
 
     def until(self, condition):
-        """Reads until the condition holds, and gives back the events so far; fails at the stream's end or the deadline."""
+        """Reads until the condition holds, and gives back the events so far.
+
+        Fails at the stream's end, and at the deadline."""
         end = time.monotonic() + DEADLINE
         while not condition(self):
             if time.monotonic() > end or not self.read():
@@ -361,7 +366,9 @@ class Program(Child):
 
 
 class Promises(unittest.TestCase):
-    """What all tests share: a hand-driven server on demand, and no error in the log that a test does not expect."""
+    """What all tests share: a hand-driven server on demand, and a log without errors.
+
+    A test says which errors it expects there."""
 
     def setUp(self):
         self.log = []
@@ -407,7 +414,7 @@ class Promises(unittest.TestCase):
         return stream
 
 
-# -------------------------------------------------------------------------------------------------------- Events ----
+# --- Events --------------------------------------------------------------------------------------
 
 
 class Wire(Promises):
@@ -514,7 +521,7 @@ class Wire(Promises):
         self.assertEqual(data["message"], message)
 
 
-# ---------------------------------------------------------------------------------------------------- Simulation ----
+# --- Simulation ----------------------------------------------------------------------------------
 
 
 class TheSimulation(Promises):
@@ -629,7 +636,7 @@ class TheSimulation(Promises):
         self.assertGreater(crossings, 20)
 
 
-# -------------------------------------------------------------------------------------------------- Subscription ----
+# --- Subscription --------------------------------------------------------------------------------
 
 
 class OneSubscription(Promises):
@@ -689,7 +696,7 @@ class OneSubscription(Promises):
         self.assertEqual(taken, [b"%d" % n for n in range(2000)])
 
 
-# --------------------------------------------------------------------------------------------------- Broadcaster ----
+# --- Broadcaster ---------------------------------------------------------------------------------
 
 FILTERS = (
     Filter(),
@@ -1018,7 +1025,7 @@ class TheBroadcaster(Promises):
         )
 
 
-# ----------------------------------------------------------------------------------------------- Generator thread ----
+# --- Generator thread ----------------------------------------------------------------------------
 
 
 class Counting:
@@ -1230,7 +1237,7 @@ class TheGenerator(Promises):
         self.assertFalse(generator._thread.is_alive())
 
 
-# --- Handler --------------------------------------------------------------------------------------
+# --- Handler -------------------------------------------------------------------------------------
 
 STREAMS = ("/api/events/metrics", "/api/events/alerts", "/api/events/all")
 ROUTES = ("/", "/api/status", *STREAMS)
@@ -1921,7 +1928,7 @@ class Requests(Promises):
         watcher.until_id(self.server.tick())
 
 
-# -------------------------------------------------------------------------------------------------------- Server ----
+# --- Server --------------------------------------------------------------------------------------
 
 
 def threads_of(pid="self"):
@@ -2534,7 +2541,7 @@ class Connections(Promises):
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
 
 
-# -------------------------------------------------------------------------------------------------- Command line ----
+# --- Command line --------------------------------------------------------------------------------
 
 
 class TheCommand(Promises):
@@ -2596,7 +2603,9 @@ class TheCommand(Promises):
             )  # no more than was asked for
 
     def test_what_an_operator_sees(self):
-        """With --verbose, a line for each request and each stream's end; without it, nothing, whatever clients do."""
+        """With --verbose, a line for each request and each stream's end.
+
+        Without it there is nothing, whatever clients do."""
         for options in ([], ["--verbose"]):
             with Command(*options) as command:
                 exchange(command.address, b"\x1b[2J garbage\r\n\r\n")
@@ -2667,7 +2676,9 @@ class TheCommand(Promises):
             self.assertIn(words, line)
 
     def test_what_stands_in_the_way_is_said_in_one_line(self):
-        """A port that is taken, a host that is none, a missing page: one line on standard error, status 1."""
+        """One line on standard error, status 1.
+
+        So for a port that is taken, a host that is none, and a missing page."""
         with (
             socket.create_server(("127.0.0.1", 0)) as taken,
             tempfile.TemporaryDirectory() as empty,
@@ -2714,11 +2725,12 @@ class TheCommand(Promises):
         )
 
     def test_an_older_python_is_told_which_one_it_takes(self):
-        """The file can be read by Python 3.8 and newer, and says which it needs: one line, status 1."""
+        """Python 3.8 and 3.9 can read the file, and it tells them in a line: status 1."""
         script = str(HERE / "sse_dashboard.py")
         ast.parse(Path(script).read_text(encoding="utf-8"), feature_version=(3, 8))
         pretend = (
-            "import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.version = '3.9.18 x';"
+            "import runpy, sys\n"
+            "sys.version_info, sys.version = (3, 9, 18, 'final', 0), '3.9.18 (main)'\n"
             "runpy.run_path(sys.argv[1], run_name='__main__')"
         )
         runs = {"3.9": [sys.executable, "-c", pretend, script]}
@@ -2824,7 +2836,9 @@ for host in sys.argv[1:]:
                     end_in_time(command)
 
     def test_sigterm_and_ctrl_c_are_one_orderly_path(self):
-        """Open streams end on a whole event, silent connections are closed: status 0 within 2 s, nothing on standard error."""
+        """Status 0 within 2 s, nothing on standard error.
+
+        Open streams end on a whole event, and silent connections are closed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             with Command("--interval", "0.05") as command:
                 streams = [Stream(command.address, path).opened() for path in STREAMS * 3]
@@ -2839,7 +2853,7 @@ for host in sys.argv[1:]:
                     connection.close()
 
     def test_sigterm_with_1000_streams_and_100_silent_connections(self):
-        """However many are connected: status 0 within 2 s, whole last events, an empty standard error."""
+        """However many are connected: status 0 within 2 s, whole last events, no word."""
         if not may_open(3000):
             self.skipTest("needs 3,000 descriptors: ulimit -n 3000")
         with Command("--max-clients", 1200) as command:
@@ -2926,7 +2940,7 @@ for host in sys.argv[1:]:
 
 class Restarts(Promises):
     def test_two_servers_of_one_seed_send_the_same(self):
-        """Two servers of one seed, started at different moments, send the same frames for the same ticks."""
+        """Servers of one seed that began at different moments send the same for the same ticks."""
         with Command("--seed", 3, "--interval", "0.05", "--history", 2) as one:
             with Stream(one.address, "/api/events/all?history=2") as first:
                 first.until(lambda stream: len(stream.events) > 400)
@@ -2952,7 +2966,9 @@ class Restarts(Promises):
         )
 
     def test_50_clients_through_30_kills(self):
-        """Cut at random, taken up again by the last ID over SIGKILL and restart: each is the stream that was never cut."""
+        """Cut at random, each stream is taken up again by its last ID, over SIGKILL and restart.
+
+        Put together, it is the stream that was never cut."""
         chance, interval = random.Random(11), 0.05
         command = Command("--seed", 9, "--interval", interval, "--history", 60)
         address, stopping = command.address, threading.Event()
@@ -3016,7 +3032,7 @@ class Restarts(Promises):
             self.assertGreater(whole.count(b"\n\n"), 500)
 
 
-# -------------------------------------------------------------------------------------------------- As a module ----
+# --- As a module ---------------------------------------------------------------------------------
 
 
 class AsAModule(Promises):
@@ -3047,7 +3063,7 @@ class AsAModule(Promises):
                 self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 1)
 
     def test_wrong_use_of_the_server_raises(self):
-        """Where the mistake is made, with a sentence: an interval that is none, a simulation with another interval."""
+        """Where the mistake is made, with a sentence that says what is allowed."""
         for options, words in (
             ({"interval": 0}, "from 0.05 to 60"),
             ({"interval": float("inf")}, "from 0.05 to 60"),
@@ -3076,7 +3092,7 @@ class AsAModule(Promises):
         self.assertIn("Slow object", record.getMessage())
 
     def test_a_name_that_a_source_has_not_spoken_of_yet(self):
-        """With a source of one's own an unknown name is waited for: a 400 would stop a browser for good."""
+        """It is waited for, as a 400 would stop a browser for good."""
         server = self.serve(sources=[Counting()])
         stream = self.stream(server, "/api/events/metrics?name=later").opened()
         server.publish(metric("later", 5))
@@ -3088,7 +3104,9 @@ class AsAModule(Promises):
             sse.Broadcaster().publish(alert("info", "x"))
 
     def test_publish_from_any_thread(self):
-        """Events between two ticks reach every client at once, with IDs in order, from several threads at a time."""
+        """Events between two ticks reach every client at once, with IDs in order.
+
+        Several threads may publish at a time."""
         server = self.serve()
         stream = self.stream(server, "/api/events/alerts").opened()
         threads = [
@@ -3124,7 +3142,7 @@ class AsAModule(Promises):
         self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
 
     def test_the_programs_in_the_readme_run(self):
-        """Each serves what it says, and ends in order: without a word, its streams on whole events."""
+        """Each serves what it says, and ends in order: no word, and streams of whole events."""
         programs = re.findall(
             r"```python\n(.*?)```", (HERE / "README.md").read_text("utf-8"), re.DOTALL
         )
@@ -3204,9 +3222,15 @@ print(results == [signal.SIG_DFL], serve() == mine, signal.getsignal(signal.SIGT
         self.assertEqual(events[-1][1]["version"], "1.2")
 
 
-# ------------------------------------------------------------------------------------------------- Behind a proxy ----
+# --- Behind a proxy ------------------------------------------------------------------------------
 
-SHIFTED = "import sys, time; now = time.time; time.time = lambda: now() + {}; import sse_dashboard as s; sys.exit(s.main())"
+SHIFTED = """
+import sys, time
+now = time.time
+time.time = lambda: now() + {}
+import sse_dashboard
+sys.exit(sse_dashboard.main())
+"""
 
 
 def free_ports(count):
@@ -3227,7 +3251,7 @@ def answers(port):
 
 
 class Reconnecting(threading.Thread):
-    """A client that comes back by its last event ID, as soon as it is cut, until it is told to leave."""
+    """A client that comes back by its last event ID as soon as it is cut, until it is stopped."""
 
     def __init__(self, port):
         super().__init__(daemon=True)
@@ -3303,7 +3327,9 @@ class BehindAProxy(Promises):
 
     @unittest.skipUnless(HAPROXY, NO_HAPROXY)
     def test_haproxy(self):
-        """50 clients, servers two seconds apart, each killed and started again: every event once, and at once."""
+        """50 clients, and two servers whose clocks differ by two seconds, killed in turn.
+
+        Each client gets every event once, and soon."""
         self.clients_survive("haproxy", [HAPROXY, "-f", "FILE"])
 
     @unittest.skipUnless(NGINX, NO_NGINX)
@@ -3357,7 +3383,7 @@ class BehindAProxy(Promises):
             self.assertTrue(any(line.startswith(b"retry: ") for line in stream))
 
     def never_cut(self, client):
-        """The client's stream, from its first event to its last, as the simulation alone would have it."""
+        """The client's stream, first event to last, as the simulation alone would have it."""
         first, last = (
             tuple(map(int, re.search(rb"id: (\d+)-(\d+)", wire).groups()))
             for wire in client.wires[:: len(client.wires) - 1]
@@ -3371,7 +3397,7 @@ class BehindAProxy(Promises):
         )
 
 
-# ----------------------------------------------------------------------------------- The page, in a real browser ----
+# --- The page, in a real browser -----------------------------------------------------------------
 
 FLAGS = (
     "--headless=new",
