@@ -4820,7 +4820,7 @@ class ThePast(InABrowser):
         words = self.browser.text(".card .range")
         for word, (value, time) in (("max", high), ("min", low)):
             self.assertIn(
-                f"{word} {value:.1f} at {self.browser.js(f'clock.format({time})')}", words
+                f"{word} {value:.1f}, {self.browser.js(f'clock.format({time})')}", words
             )
         self.browser.js("document.querySelector('.toggle').click()")
         self.browser.until("document.querySelectorAll('.table tbody tr').length > 20")
