@@ -361,8 +361,8 @@ class Command(Child):
 class Program(Child):
     """A program that imports sse_dashboard."""
 
-    def __init__(self, text, **popen):
-        super().__init__("-c", text, **popen)
+    def __init__(self, text, *arguments, **popen):
+        super().__init__("-c", text, *arguments, **popen)
 
 
 class Promises(unittest.TestCase):
@@ -3142,27 +3142,70 @@ class AsAModule(Promises):
         self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
 
     def test_the_programs_in_the_readme_run(self):
-        """Each serves what it says, and ends in order: no word, and streams of whole events."""
-        programs = re.findall(
-            r"```python\n(.*?)```", (HERE / "README.md").read_text("utf-8"), re.DOTALL
+        """Each has under twenty lines, serves what it says, and ends in order at a signal."""
+        machine, training, follower = (
+            text for text in readme_blocks("python") if "DashboardServer(" in text
         )
-        for program, expected in zip(
-            programs,
-            (set(METRICS) | {"real_load_average", "real_disk_usage"}, {"jobs_done"}),
-            strict=True,
+        log = Path(tempfile.mkdtemp()) / "a.log"
+        self.addCleanup(shutil.rmtree, log.parent)
+        log.touch()
+        for program, arguments, names in (
+            (machine, [], {"CPU", "Memory", "Disk", "received", "sent"}),
+            (training.replace("uniform(0.2, 2)", "uniform(0, 0.1)"), [], {"loss", "learning_rate"}),
+            (follower, [str(log)], {"errors"}),
         ):
-            self.assertLess(len(program.splitlines()), 15)
-            self.assertIn("port=8000", program)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                with Program(program.replace("port=8000", "port=0")) as child:
-                    with Stream(child.address, "/api/events/metrics") as stream:
-                        stream.until(
-                            lambda stream, names=expected: (
-                                names <= {data["name"] for _, data, _ in stream.events}
-                            )
+            with self.subTest(names=names):
+                self.assertLess(len([line for line in program.splitlines() if line.strip()]), 20)
+                if names == {"CPU", "Memory", "Disk", "received", "sent"}:
+                    if not Path("/proc/meminfo").exists():
+                        continue
+                program = program.replace("DashboardServer(", "DashboardServer(port=0, ")
+                self.check_program(program, arguments, names, log)
+
+    def check_program(self, program, arguments, names, log):
+        def has_spoken(stream):
+            with log.open("a") as file:
+                file.write("INFO all is well\nERROR disk full\n")
+            found = {data.get("name") for _, data, _ in stream.events}
+            alerts = [data for kind, data, _ in stream.events if kind == "alert"]
+            told = not arguments or "ERROR disk full" in [data["message"] for data in alerts]
+            return names <= found and told
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Program(program, *arguments) as child:
+                with Stream(child.address) as stream:
+                    stream.until(has_spoken)
+                    self.assertEqual(child.end(number)[:2], (0, ""))
+                    self.assertTrue(stream.ended_on_a_whole_event())
+
+    def test_the_consumers_in_the_readme_run(self):
+        """The lines for a shell, Python and Node print what is streamed."""
+        shell = re.search(r"    (curl -sN .*jq.*)", README)[1]
+        [python] = [text for text in readme_blocks("python") if "urllib.request" in text]
+        [node] = readme_blocks("javascript")
+        server = self.serve()
+        port = server.server_address[1]
+        found = {name: shutil.which(name) for name in ("curl", "jq", "node")}
+        consumers = [([sys.executable, "-u", "-c", python], b"1.0\n")]
+        if found["curl"] and found["jq"]:
+            consumers.append((["sh", "-c", shell], b"warning Look here"))
+        if found["node"]:
+            consumers.append((["node", "--input-type=module", "-e", node], b"cpu_usage"))
+        for command, expected in consumers:
+            with self.subTest(command=command[0]):
+                command[-1] = command[-1].replace("localhost:8000", f"127.0.0.1:{port}")
+                with tempfile.TemporaryFile() as output:
+                    process = subprocess.Popen(command, stdout=output, start_new_session=True)
+                    try:
+                        self.assertTrue(eventually(lambda: server.status()["connections"] == 1))
+                        server.publish(metric("cpu_usage", 1.0), alert("warning", "Look here"))
+                        self.assertTrue(
+                            eventually(lambda: expected in os.pread(output.fileno(), 65536, 0))
                         )
-                        self.assertEqual(child.end(number)[:2], (0, ""))
-                        self.assertTrue(stream.ended_on_a_whole_event())
+                    finally:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        process.wait()
+                    self.assertTrue(eventually(lambda: server.status()["connections"] == 0))
 
     def test_a_program_ends_in_order_as_the_first_process_of_a_container(self):
         """The kernel gives PID 1 no default for a signal: one without a handler is lost."""
@@ -3242,6 +3285,20 @@ def free_ports(count):
     return ports
 
 
+README = (HERE / "README.md").read_text(encoding="utf-8")
+
+
+def readme_blocks(language):
+    """The blocks of code in README.md that are of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def accepts(port):
+    """Whether somebody listens on this port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), DEADLINE):
+        return True
+
+
 def answers(port):
     """Whether a server behind this port answers a request."""
     try:
@@ -3314,33 +3371,31 @@ class BehindAProxy(Promises):
         self.assertTrue(eventually(lambda: answers(port)))
         return process
 
-    def start_proxy(self, language, argv, more):
-        readme = (HERE / "README.md").read_text("utf-8")
-        text = re.search(rf"```{language}\n(.*?)```", readme, re.DOTALL)[1]
+    def start_proxy(self, text, argv):
         self.assertLessEqual(text.count("\n"), 20)
         for documented, port in zip(("8080", "8001", "8002"), self.ports):
             text = text.replace(documented, str(port))
-        file = self.folder / language
-        file.write_text(text.replace(*more))
+        file = self.folder / "configuration"
+        file.write_text(text.replace("http {", f"http {{\n{self.own_folders()}"))
         self.start([part.replace("FILE", str(file)) for part in argv])
-        self.assertTrue(eventually(lambda: answers(self.ports[0])))
+
+    def nginx(self):
+        log = f"error_log stderr; pid {self.folder}/pid; daemon off;"
+        return [NGINX, "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log]
 
     @unittest.skipUnless(HAPROXY, NO_HAPROXY)
     def test_haproxy(self):
         """50 clients, and two servers whose clocks differ by two seconds, killed in turn.
 
         Each client gets every event once, and soon."""
-        self.clients_survive("haproxy", [HAPROXY, "-f", "FILE"])
+        [text] = readme_blocks("haproxy")
+        self.clients_survive(text, [HAPROXY, "-f", "FILE"])
 
     @unittest.skipUnless(NGINX, NO_NGINX)
     def test_nginx(self):
         """Behind nginx too, every client has every event once while servers are killed."""
-        log = f"error_log stderr; pid {self.folder}/pid; daemon off;"
-        self.clients_survive(
-            "nginx",
-            [NGINX, "-p", str(self.folder), "-e", "stderr", "-c", "FILE", "-g", log],
-            ("http {", f"http {{\n{self.own_folders()}"),
-        )
+        [text] = [text for text in readme_blocks("nginx") if "upstream" in text]
+        self.clients_survive(text, self.nginx())
 
     def own_folders(self):
         """Where nginx writes, for a user who may not write into those of the system."""
@@ -3348,9 +3403,61 @@ class BehindAProxy(Promises):
         paths = [f"{kind}_temp_path {self.folder}/{kind};" for kind in kinds]
         return "\n".join(["access_log off;", *paths])
 
-    def clients_survive(self, language, argv, more=("", "")):
+    @unittest.skipUnless(NGINX, NO_NGINX)
+    @unittest.skipUnless(shutil.which("openssl"), "no TLS is tested: apt-get install openssl")
+    @unittest.skipUnless(shutil.which("curl"), "no HTTP/2 is tested: apt-get install curl")
+    def test_a_path_with_tls_a_password_and_http_2(self):
+        """Under a path, over TLS and HTTP/2, who has the password gets the page and its stream."""
+        [text] = [text for text in readme_blocks("nginx") if "location /dash/" in text]
+        secret = subprocess.run(
+            ["openssl", "passwd", "-apr1", "secret"], capture_output=True, text=True, check=True
+        ).stdout
+        (self.folder / "dashboard.htpasswd").write_text(f"me:{secret}")
+        key, certificate = self.folder / "dashboard.key", self.folder / "dashboard.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+            + ["-days", "2", "-keyout", str(key), "-out", str(certificate)],
+            capture_output=True,
+            check=True,
+        )
+        self.start_server(self.ports[1])
+        text = text.replace("8443", "8080").replace("8000", "8001")
+        # The workers of nginx may be another user, who reads the passwords.
+        self.folder.chmod(0o755)
+        self.start_proxy(text, self.nginx())
+        self.assertTrue(eventually(lambda: accepts(self.ports[0])))
+        url = f"https://localhost:{self.ports[0]}/dash"
+        curl = ["curl", "--ipv4", "--http2", "--no-buffer", "--cacert", str(certificate)]
+
+        def ask(*options):
+            says = ["--silent", "--write-out", "%{http_version} %{http_code}"]
+            command = [*curl, *says, *options]
+            return subprocess.run(command, capture_output=True, timeout=DEADLINE).stdout
+
+        self.assertTrue(ask(f"{url}/").endswith(b"2 401"))
+        self.assertTrue(ask("-u", "me:secret", f"{url}/").endswith(b"</html>\n2 200"))
+        # Without the slash: to the path with it.
+        self.assertTrue(ask("-u", "me:secret", url).endswith(b"2 301"))
+        # Eight streams at once over one connection: more than HTTP/1.1 has for a host.
+        streams = [f"{url}/api/events/all?name=cpu_usage&stream={n}" for n in range(8)]
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as said:
+            command = [*curl, "--verbose", "--parallel", "-u", "me:secret", *streams]
+            process = subprocess.Popen(command, stdout=output, stderr=said)
+            try:
+                self.assertTrue(
+                    eventually(lambda: os.pread(output.fileno(), 1 << 20, 0).count(b"status") > 24)
+                )
+            finally:
+                process.kill()
+                process.wait()
+            talk = os.pread(said.fileno(), 1 << 20, 0)
+        self.assertEqual(talk.count(b"Connected to localhost"), 1)
+        self.assertEqual(talk.count(b"HTTP/2 200"), 8)
+
+    def clients_survive(self, text, argv):
         servers = [self.start_server(self.ports[1]), self.start_server(self.ports[2], ahead=-2)]
-        self.start_proxy(language, argv, more)
+        self.start_proxy(text, argv)
+        self.assertTrue(eventually(lambda: answers(self.ports[0])))
         clients = [Reconnecting(self.ports[0]) for _ in range(50)]
 
         def all_go_on():
