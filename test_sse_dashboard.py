@@ -47,6 +47,7 @@ from sse_dashboard import Event, Filter, Simulation, alert, metric
 
 HERE = Path(__file__).resolve().parent
 TICK = 1_767_225_600_000  # a tick at any interval
+NEW_YEAR = "2026-01-01T00:00:00.000Z"  # the same
 DEADLINE = 10  # seconds: no test waits longer for anything that should happen
 BINARIES = os.environ.get("PATH", "") + ":/usr/sbin"  # where Debian has the proxies
 CHROMIUM, DRIVER, HAPROXY, NGINX = (
@@ -173,15 +174,21 @@ def filled(ticks=5, history=300.0, count=7, alerts=1):
     """A broadcaster that holds some ticks, a second apart."""
     broadcaster = sse.Broadcaster(1.0, history)
     for n in range(ticks):
-        broadcaster.advance([(TICK + n * 1000, events_of(TICK + n * 1000, count, alerts))])
+        broadcaster.publish_tick(TICK + n * 1000, events_of(TICK + n * 1000, count, alerts))
     return broadcaster
 
 
+def drain(subscription):
+    """The bytes that a client is sent until there is nothing more for now, or it has ended."""
+    with mock.patch.object(sse, "HEARTBEAT_SECONDS", 0.001):
+        has_come = itertools.takewhile(sse.HEARTBEAT.__ne__, subscription.frames())
+        return b"".join(has_come)
+
+
 def read_all(broadcaster, *arguments, **options):
-    """What a client that subscribes now is sent at once."""
+    """The events that a client that subscribes now is sent at once, without `panels`."""
     with broadcaster.subscribe(*arguments, **options) as subscription:
-        subscription.end("closed")
-        return parse(b"".join(subscription.frames()))
+        return [event for event in parse(drain(subscription)) if event[0] != "panels"]
 
 
 def ids(events):
@@ -442,15 +449,16 @@ class Wire(Promises):
             'say "°C"': r'"say \"°C\""',
         }.items():
             with self.subTest(text=text):
-                wire = Event("note", {"text": text}).encode("now", "7-1")
-                json_text = f'{{"type": "note", "text": {data}, "timestamp": "now"}}'
+                wire = Event("note", {"text": text}).encode(TICK, "7-1")
+                json_text = f'{{"type": "note", "text": {data}, "timestamp": "{NEW_YEAR}"}}'
                 self.assertEqual(wire, f"event: note\ndata: {json_text}\nid: 7-1\n\n".encode())
                 ((kind, received, last_id),) = EventStreamParser().feed(wire)
                 self.assertEqual(
                     (kind, json.loads(received)["text"], last_id), ("note", text, "7-1")
                 )
         self.assertEqual(
-            Event("x", {}).encode("now"), b'event: x\ndata: {"type": "x", "timestamp": "now"}\n\n'
+            Event("x", {}).encode(TICK),
+            f'event: x\ndata: {{"type": "x", "timestamp": "{NEW_YEAR}"}}\n\n'.encode(),
         )
 
     def test_the_parser_of_these_tests_reads_as_the_standard_says(self):
@@ -470,20 +478,19 @@ class Wire(Promises):
 
     def test_the_formats_of_the_contract(self):
         """Metric and alert events look exactly as they are documented."""
-        when = sse.timestamp(TICK)
         self.assertEqual(
-            metric("cpu_usage", 45.2, "%").encode(when, f"{TICK}-3").decode(),
+            metric("cpu_usage", 45.2, "%").encode(TICK, f"{TICK}-3").decode(),
             'event: metric\ndata: {"type": "metric", "name": "cpu_usage", "value": 45.2, "unit": "%", '
             '"timestamp": "2026-01-01T00:00:00.000Z"}\nid: 1767225600000-3\n\n',
         )
         self.assertEqual(
             alert("warning", "High CPU usage detected", "cpu_usage")
-            .encode(when, f"{TICK}-8")
+            .encode(TICK, f"{TICK}-8")
             .decode(),
             'event: alert\ndata: {"type": "alert", "level": "warning", "message": "High CPU usage detected", '
             '"metric": "cpu_usage", "timestamp": "2026-01-01T00:00:00.000Z"}\nid: 1767225600000-8\n\n',
         )
-        self.assertNotIn(b'"metric"', alert("info", "Backup finished").encode(when))
+        self.assertNotIn(b'"metric"', alert("info", "Backup finished").encode(TICK))
         self.assertEqual(sse.timestamp(TICK + 7), "2026-01-01T00:00:00.007Z")
 
     def test_what_cannot_be_sent_raises_where_it_is_made(self):
@@ -519,16 +526,19 @@ class Wire(Promises):
         fields = {"name": "x", "value": 1.0, "unit": ""}
         event = Event("metric", fields)
         fields["value"] = float("nan")
-        self.assertIn(b'"value": 1.0', event.encode("now"))
+        self.assertIn(b'"value": 1.0', event.encode(TICK))
 
     def test_text_of_any_language_and_line_breaks_arrive_as_they_were(self):
         """What JSON can say comes out of the stream as it went in."""
         message = "line\r\nbreak \u2028 \0 <b>&\"' 日本 🙂"
-        ((_, data, _),) = parse(alert("info", message).encode(sse.timestamp(0), "1-1"))
+        ((_, data, _),) = parse(alert("info", message).encode(0, "1-1"))
         self.assertEqual(data["message"], message)
 
 
 # --- Simulation ----------------------------------------------------------------------------------
+
+
+LIMITS = {name: panel.limits for panel in sse.PANELS for name in panel.metrics if panel.limits}
 
 
 class TheSimulation(Promises):
@@ -536,7 +546,7 @@ class TheSimulation(Promises):
         """Two processes agree about every byte, and about nothing with another seed."""
         program = (
             "import sse_dashboard as s, hashlib, sys; sim = s.Simulation(int(sys.argv[1]), 0.5); h = hashlib.sha256();"
-            f"[h.update(e.encode('', '')) for t in range({TICK}, {TICK} + 900000, 500) for e in sim.events_at(t)];"
+            f"[h.update(e.encode(t, '')) for t in range({TICK}, {TICK} + 900000, 500) for e in sim.events_at(t)];"
             "print(h.hexdigest())"
         )
 
@@ -605,11 +615,9 @@ class TheSimulation(Promises):
             (0, 0.05, range(TICK, TICK + 900_000, 50)),
         ):
             simulation = Simulation(seed, interval)
-            state = {
-                name: sse.severity(seed, name, ticks[0] - simulation.check_ms, simulation.check_ms)
-                for name in METRICS
-            }
+            state = {}  # found at the first alert of each: the run may begin in trouble
             crossed_at = dict.fromkeys(METRICS, 0)
+            recent = {name: [] for name in LIMITS}
             for tick in ticks:
                 events = simulation.events_at(tick)
                 values = {
@@ -617,29 +625,29 @@ class TheSimulation(Promises):
                     for event in events
                     if event.type == "metric"
                 }
-                for name, reading in sse.READINGS.items():
-                    if (
-                        tick % simulation.check_ms == 0
-                        and reading.thresholds
-                        and values[name] >= reading.thresholds[0]
-                    ):
+                for name in LIMITS:
+                    recent[name].append(values[name])
+                for name, limits in LIMITS.items():
+                    if values[name] >= limits[0]:
                         crossed_at[name] = tick
-                for fields in (
-                    event.fields
-                    for event in events
-                    if event.type == "alert" and "metric" in event.fields
-                ):
-                    name, thresholds = fields["metric"], sse.READINGS[fields["metric"]].thresholds
+                for event in events:
+                    if event.type == "metric" or "metric" not in event.fields:
+                        continue
+                    name, level = event.fields["metric"], event.fields["level"]
                     crossings += 1
-                    if fields["level"] == "success":
-                        self.assertGreaterEqual(tick - crossed_at[name], sse.CALM_MS)
-                        self.assertGreater(state[name], 0)
+                    if level == "success":
+                        calm = tick - crossed_at[name]
+                        self.assertGreaterEqual(calm, sse.CALM_SECONDS * 1000 - simulation.check_ms)
+                        self.assertGreater(state.get(name, 1), 0)
                         state[name] = 0
                     else:
-                        level = ["warning", "error"].index(fields["level"]) + 1
-                        self.assertGreater(level, state[name], fields)
-                        self.assertGreaterEqual(values[name], thresholds[level - 1])
-                        state[name] = level
+                        severity = sse.TROUBLE.index(level) + 1
+                        self.assertGreater(severity, state.get(name, 0), event)
+                        self.assertGreaterEqual(
+                            max(recent[name][-simulation.check_ms // simulation.interval_ms :]),
+                            LIMITS[name][severity - 1],
+                        )
+                        state[name] = severity
         self.assertGreater(crossings, 20)
 
 
