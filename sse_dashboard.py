@@ -1176,9 +1176,10 @@ def take_signals() -> dict[int, Any]:
 
 
 def give_back_signals(replaced: Mapping[int, Any]) -> None:
-    """Sets the handlers again that take_signals() has returned."""
-    for each, handler in replaced.items():
-        signal.signal(each, handler)
+    """Sets the handlers again that take_signals() has returned, in the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for each, handler in replaced.items():
+            signal.signal(each, handler)
 
 
 class DashboardServer(ThreadingHTTPServer):

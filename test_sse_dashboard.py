@@ -654,61 +654,128 @@ class TheSimulation(Promises):
 # --- Subscription --------------------------------------------------------------------------------
 
 
+ALERTS = Filter(frozenset({"alert"}))
+
+
+def numbered(first, last):
+    return [alert("info", f"n{number}") for number in range(first, last)]
+
+
+def numbers(wire):
+    """The numbers of the numbered alerts among some bytes of a stream."""
+    return [int(number) for number in re.findall(rb'"message": "n(\d+)"', wire)]
+
+
 class OneSubscription(Promises):
-    def test_a_full_queue_ends_it_as_slow_and_cuts_the_connection(self):
-        """A client that is QUEUE_FRAMES behind is hung up on; what is offered later changes nothing."""
-        cut = []
-        subscription = sse.Subscription(lambda: cut.append(True))
-        for _ in range(sse.QUEUE_FRAMES):
-            subscription.offer(b"x")
-        self.assertEqual((subscription.reason, cut), ("", []))
-        subscription.offer(b"x")
-        subscription.offer(b"x")
-        self.assertEqual((subscription.reason, bool(cut)), ("slow", True))
-        self.assertEqual(len(subscription.queue), sse.QUEUE_FRAMES)
+    def test_a_full_queue_puts_a_client_behind_and_it_misses_nothing(self):
+        """What does not fit its queue it reads from the history, and is live again behind that."""
+        self.setting(QUEUE_FRAMES=3)
+        broadcaster = filled(1)
+        with broadcaster.subscribe(ALERTS) as subscription:
+            drain(subscription)
+            for round in range(3):
+                self.assertTrue(subscription.live)
+                for event in numbered(round * 200, round * 200 + 200):
+                    broadcaster.publish(event)
+                self.assertFalse(subscription.live)
+                got = numbers(drain(subscription))
+                self.assertEqual(got, list(range(round * 200, round * 200 + 200)))
+            self.assertEqual(subscription.reason, "")
+
+    def test_a_client_whose_place_is_gone_is_told_in_the_open_stream(self):
+        """It gets what is queued, a `reset`, and then all that is held; and goes on."""
+        self.setting(QUEUE_FRAMES=2)
+        broadcaster = filled(3, history=2)
+        with broadcaster.subscribe(Filter(frozenset({"metric"}))) as subscription:
+            drain(subscription)
+            for n in range(3, 13):
+                broadcaster.publish_tick(TICK + n * 1000, events_of(0))
+            events = parse(drain(subscription))
+            self.assertEqual(
+                [kind for kind, _, _ in events], [*["metric"] * 14, "reset"] + ["metric"] * 14
+            )
+            self.assertEqual(events[14][1]["reason"], "expired")
+            ticks = [int(last.partition("-")[0]) - TICK for last in ids(events)]
+            self.assertEqual(sorted(set(ticks)), [3000, 4000, 11_000, 12_000])
+            self.assertTrue(subscription.live)
 
     def test_the_end_comes_behind_what_is_queued(self):
         """What was offered before the end is still delivered, and the first reason stays."""
-        subscription = sse.Subscription(lambda: self.fail("nothing is stuck here"))
-        subscription.offer(b"1")
-        subscription.offer(b"2")
-        subscription.end("shutdown")
-        subscription.end("closed")
-        self.assertEqual(list(subscription.frames()), [b"1", b"2"])
-        self.assertEqual(subscription.reason, "shutdown")
+        broadcaster = filled(1)
+        with broadcaster.subscribe(ALERTS) as subscription:
+            drain(subscription)
+            broadcaster.publish(*numbered(0, 1))
+            broadcaster.publish(*numbered(1, 3))
+            broadcaster.end(subscription, "shutdown")
+            broadcaster.end(subscription, "closed")
+            broadcaster.publish(*numbered(3, 4))
+            self.assertEqual(numbers(b"".join(subscription.frames())), [0, 1, 2])
+            self.assertEqual(subscription.reason, "shutdown")
 
-    def test_the_end_of_one_whose_queue_is_full(self):
-        """Its end has no place in the queue: it is cut, for the reason that was given."""
-        cut = []
-        subscription = sse.Subscription(lambda: cut.append(True))
-        for _ in range(sse.QUEUE_FRAMES):
-            subscription.offer(b"x")
-        subscription.end("shutdown")
-        self.assertEqual((subscription.reason, cut), ("shutdown", [True]))
+    def test_the_end_of_one_that_is_behind(self):
+        """It comes behind what fitted into the queue, and stays behind: the client may resume."""
+        self.setting(QUEUE_FRAMES=2)
+        broadcaster = filled(1)
+        with broadcaster.subscribe(ALERTS) as subscription:
+            drain(subscription)
+            for event in numbered(0, 10):
+                broadcaster.publish(event)
+            broadcaster.end(subscription, "stalled")
+            self.assertEqual(numbers(b"".join(subscription.frames())), [0, 1])
+        with broadcaster.subscribe(history=1000) as subscription:
+            broadcaster.end(subscription, "closed")
+            self.assertEqual(ids(parse(b"".join(subscription.frames()))), [])
 
     def test_silence_is_filled_with_comments(self):
         """After HEARTBEAT_SECONDS without a frame comes a comment, and not before."""
-        self.setting(HEARTBEAT_SECONDS=0.1)
-        subscription = sse.Subscription(lambda: None)
-        subscription.offer(b"x")
-        frames, start = subscription.frames(), time.monotonic()
-        self.assertEqual([next(frames), next(frames), next(frames)], [b"x", b":\n\n", b":\n\n"])
-        self.assertGreaterEqual(time.monotonic() - start, 0.2)
+        broadcaster = filled(1)
+        with broadcaster.subscribe(ALERTS) as subscription:
+            drain(subscription)
+            self.setting(HEARTBEAT_SECONDS=0.1)
+            frames, start = subscription.frames(), time.monotonic()
+            self.assertEqual([next(frames), next(frames)], [b":\n", b":\n"])
+            self.assertGreaterEqual(time.monotonic() - start, 0.2)
 
-    def test_it_is_a_queue_with_one_reader(self):
-        """get() returns what was offered, in order; a writer wakes a reader that sleeps."""
-        subscription = sse.Subscription(lambda: None)
-        self.assertIsInstance(subscription, queue.Queue)
-        taken = []
-        reader = threading.Thread(
-            target=lambda: taken.extend(subscription.get() for _ in range(2000)), daemon=True
-        )
-        reader.start()
-        for n in range(2000):
-            self.assertTrue(eventually(lambda: subscription.qsize() < 50))
-            subscription.offer(b"%d" % n)
-        reader.join(DEADLINE)
-        self.assertEqual(taken, [b"%d" % n for n in range(2000)])
+    def test_no_empty_line_comes_without_an_event(self):
+        """Clients that dispatch at every empty line, as httpx-sse does, get data every time."""
+        broadcaster = filled(3)
+        for wanted in FILTERS:
+            with broadcaster.subscribe(wanted, "1-1") as subscription:
+                wire = drain(subscription) + sse.HEARTBEAT + sse.HEARTBEAT
+                broadcaster.publish_tick(broadcaster_tick(broadcaster) + 1000, events_of(0))
+                wire += drain(subscription) + sse.HEARTBEAT
+            blocks = wire.split(b"\n\n")
+            self.assertEqual(blocks.pop(), b":\n")
+            self.assertTrue(all(b"\ndata: " in block for block in blocks), blocks)
+
+    def test_3000_alerts_in_one_loop_reach_every_sleeping_reader(self):
+        """However they are scheduled, each thread gets each alert once, in order."""
+        broadcaster, got = filled(1), []
+
+        def read(subscription):
+            wire = b""
+            for frame in subscription.frames():
+                wire += frame
+                if frame.endswith(b"-3000\n\n") or b'"n2999"' in frame:
+                    break
+            got.append(numbers(wire))
+
+        with contextlib.ExitStack() as stack:
+            readers = []
+            for _ in range(8):
+                subscription = stack.enter_context(broadcaster.subscribe(ALERTS))
+                readers.append(threading.Thread(target=read, args=[subscription], daemon=True))
+                readers[-1].start()
+            for event in numbered(0, 3000):
+                broadcaster.publish(event)
+            for reader in readers:
+                reader.join(DEADLINE)
+        self.assertEqual(got, [list(range(3000))] * 8)
+
+
+def broadcaster_tick(broadcaster):
+    """The tick of the newest ID."""
+    return int(broadcaster.snapshot()["last_event_id"].partition("-")[0])
 
 
 # --- Broadcaster ---------------------------------------------------------------------------------
@@ -729,13 +796,13 @@ class TheBroadcaster(Promises):
         broadcaster = filled(2)
         broadcaster.publish(alert("info", "between"))
         broadcaster.publish(alert("info", "again"))
-        broadcaster.advance([(TICK + 2000, events_of(0))])
+        broadcaster.publish_tick(TICK + 2000, events_of(0))
         found = ids(read_all(broadcaster, history=1000))
         numbers = [tuple(map(int, text.split("-"))) for text in found]
         self.assertEqual(numbers, sorted(set(numbers)))
         self.assertEqual(found[:8], [f"{TICK}-{n}" for n in range(1, 9)])
         self.assertEqual([tick for tick, _ in numbers[16:18]], [TICK + 1000] * 2)
-        self.assertEqual(broadcaster.events_published, 26)
+        self.assertEqual(broadcaster.snapshot()["events_published"], 26)
         with mock.patch.object(sse.time, "time", lambda: (TICK - 5000) / 1000):
             broadcaster.publish(alert("info", "the clock was set back"))
             broadcaster.publish(alert("info", "and again"))
@@ -764,7 +831,7 @@ class TheBroadcaster(Promises):
         tick, seen = int(time.time()) * 1000, []
         for _ in range(2):
             broadcaster = sse.Broadcaster(60.0, 300)
-            broadcaster.advance([(tick, [])])
+            broadcaster.publish_tick(tick, [])
             for _ in range(5000):
                 broadcaster.publish(alert("info", "x"))
             seen += [
@@ -800,7 +867,7 @@ class TheBroadcaster(Promises):
         for _ in range(30):
             with broadcaster.subscribe() as subscription:
                 first = next(subscription.frames())
-            found = re.match(rb"retry: (\d+)\n\n", first)
+            found = re.match(rb"retry: (\d+)\nevent: ", first)
             told.add(int(found[1]))
         self.assertTrue(all(2000 <= ms <= 4000 for ms in told))
         self.assertGreater(len(told), 5)
@@ -815,17 +882,74 @@ class TheBroadcaster(Promises):
         """Open streams and the interval as they are, at connect and at every tick, and nothing that moves the cursor."""
         broadcaster = sse.Broadcaster(0.25, 10)
         with broadcaster.subscribe(history=0), broadcaster.subscribe(history=0) as subscription:
-            broadcaster.advance([(TICK, [])])
-            subscription.end("closed")
-            events = parse(b"".join(subscription.frames()))
-        self.assertEqual([(kind, last) for kind, _, last in events], [("status", "")] * 2)
-        for _, data, _ in events:
+            wire = drain(subscription)
+            broadcaster.publish_tick(TICK, [])
+            events = parse(wire + drain(subscription))
+        found = [(kind, last) for kind, _, last in events]
+        self.assertEqual(found, [("status", ""), ("panels", ""), ("status", "")])
+        for _, data, _ in events[::2]:
             self.assertEqual((data["connections"], data["interval_seconds"]), (2, 0.25))
             self.assertTrue(0 <= data["uptime_seconds"] < DEADLINE)
-            self.assertEqual(
-                list(data),
-                ["type", "uptime_seconds", "connections", "interval_seconds", "timestamp"],
-            )
+            fields = ["uptime_seconds", "connections", "interval_seconds", "instance"]
+            self.assertEqual(list(data), ["type", *fields, "timestamp"])
+        self.assertNotEqual(broadcaster.instance, sse.Broadcaster().instance)
+
+    def test_panels_come_once_before_the_replay(self):
+        """They say the title, what is held, how metrics are shown, and a program's own types."""
+        panel = sse.Panel("Load", {"load": "now"}, thresholds={"warning": 4}, decimals=2)
+        broadcaster = sse.Broadcaster(1.0, 60, "Mine", [panel])
+        broadcaster.publish_tick(TICK, [metric("load", 1), Event("deploy", {})])
+        with broadcaster.subscribe(history=10) as subscription:
+            events = parse(drain(subscription))
+            kinds = [kind for kind, _, _ in events]
+            self.assertEqual(kinds, ["status", "panels", "metric", "panels", "deploy"])
+            shown = {"title": "Load", "metrics": {"load": "now"}, "thresholds": {"warning": 4}}
+            self.assertEqual(events[1][1]["panels"], [shown | {"decimals": 2}])
+            self.assertEqual(events[1][1]["title"], "Mine")
+            self.assertEqual(events[1][1]["history_seconds"], 60)
+            self.assertEqual(events[1][1]["types"], ["deploy"])
+            # A new type is told before its first event, also to who catches up.
+            broadcaster.publish(Event("rollback", {}))
+            events = parse(drain(subscription))
+            self.assertEqual([kind for kind, _, _ in events], ["panels", "rollback"])
+            self.assertEqual(events[0][1]["types"], ["deploy", "rollback"])
+            broadcaster.publish(Event("rollback", {}))
+            self.assertEqual([kind for kind, _, _ in parse(drain(subscription))], ["rollback"])
+        with broadcaster.subscribe(ALERTS, "1-1") as subscription:
+            self.assertEqual([kind for kind, _, _ in parse(drain(subscription))], ["reset"])
+
+    def test_what_is_forgotten_is_forgotten_by_name(self):
+        """Metrics and types that are no longer held are not known any more; panels are."""
+        panel = sse.Panel("Load", {"load": ""})
+        broadcaster = sse.Broadcaster(1.0, 5, "x", [panel])
+        broadcaster.publish_tick(TICK, [Event("deploy", {})])
+        for n in range(1, 60):
+            broadcaster.publish_tick(TICK + n * 1000, [metric(f"m{n}-{i}", 1) for i in range(10)])
+        self.assertEqual(len(broadcaster.metric_names()), 51)
+        self.assertIn("load", broadcaster.metric_names())
+        with broadcaster.subscribe() as subscription:
+            self.assertEqual(parse(drain(subscription))[1][1]["types"], [])
+
+    def test_what_is_published_carries_its_moment(self):
+        """Its own, or this one to the millisecond: never that of the tick before."""
+        now = [TICK + 54_800]
+        with mock.patch.object(sse.time, "time", lambda: now[0] / 1000):
+            broadcaster = sse.Broadcaster(60.0, 300)
+            broadcaster.publish_tick(TICK, [])
+            broadcaster.publish(alert("info", "x"), metric("a", 1), metric("b", 1, at=TICK + 5))
+            now[0] += 20
+            broadcaster.publish(metric("a", 2), metric("b", 2, at=TICK + 6.5))
+            with self.assertRaisesRegex(ValueError, "later moment"):
+                broadcaster.publish(metric("c", 1), metric("b", 3, at=TICK + 6))
+            now[0] -= 5000
+            broadcaster.publish(metric("a", 3))  # the clock was set back: not before the newest
+            events = read_all(broadcaster, history=1000)[1:]
+        moments = [data["timestamp"][-10:] for _, data, _ in events]
+        self.assertEqual(
+            moments,
+            ["00:54.800Z"[-10:]] * 2 + ["00:00.005Z", "00:54.820Z", "00:00.006Z", "00:54.820Z"],
+        )
+        self.assertNotIn("c", broadcaster.metric_names())
 
     def test_history_is_the_last_seconds_at_most_what_is_held(self):
         """`history` replays whole ticks; 0 replays nothing; an ID beats it."""
@@ -836,14 +960,9 @@ class TheBroadcaster(Promises):
             len(ids(read_all(broadcaster, last_event_id=f"{TICK + 9000}-7", history=5))), 1
         )
         broadcaster.publish(alert("info", "later"))
-        with broadcaster.subscribe(history=0) as subscription:
+        with broadcaster.subscribe(ALERTS, history=0) as subscription:
             broadcaster.publish(alert("info", "live"))
-            subscription.end("closed")
-            messages = [
-                data["message"]
-                for kind, data, _ in parse(b"".join(subscription.frames()))
-                if kind == "alert"
-            ]
+            messages = [data["message"] for _, data, _ in parse(drain(subscription))]
         self.assertEqual(messages, ["live"])
 
     def test_only_the_history_is_held(self):
@@ -866,7 +985,8 @@ class TheBroadcaster(Promises):
         self.assertEqual(
             read_all(just_started, last_event_id=f"{TICK - 1000}-8")[0][1]["reason"], "expired"
         )
-        just_started.advance([(TICK + 60_000, events_of(0))], gap=True)
+        just_started.begin_anew(TICK + 60_000)
+        just_started.publish_tick(TICK + 60_000, events_of(0))
         self.assertEqual(
             read_all(just_started, last_event_id=f"{TICK + 2000}-8")[0][1]["reason"], "expired"
         )
@@ -880,20 +1000,29 @@ class TheBroadcaster(Promises):
         ):
             self.assertEqual(read_all(filled(3), last_event_id=last_id)[0][0], first, last_id)
 
-    def test_after_a_gap_every_client_starts_over(self):
-        """A gap ends the streams as `lapsed`; whoever was there before has expired, and nothing old comes back."""
+    def test_after_a_gap_every_client_is_told_and_goes_on(self):
+        """`reset` comes in the open stream, before what is made up for; nothing old comes back."""
         broadcaster = filled(3)
-        with broadcaster.subscribe() as subscription:
-            broadcaster.advance([(TICK + 3_600_000, events_of(0))], gap=True)
-            self.assertEqual(subscription.reason, "lapsed")
+        with (
+            broadcaster.subscribe() as live,
+            broadcaster.subscribe(history=1000) as behind,
+        ):
+            drain(live)
+            broadcaster.begin_anew(TICK + 3_600_000)
+            broadcaster.publish(alert("info", "in between"))
+            for n in (0, 1):
+                broadcaster.publish_tick(TICK + 3_600_000 + n * 1000, events_of(0))
+            for subscription in (live, behind):
+                events = parse(drain(subscription))
+                events = [event for event in events if event[0] not in ("status", "panels")]
+                self.assertEqual((events[0][0], events[0][1]["reason"]), ("reset", "expired"))
+                self.assertEqual(len(events), 1 + 1 + 16)
+                self.assertEqual(events[1][1]["message"], "in between")
+                self.assertEqual(subscription.reason, "")
         for last_id in (f"{TICK + 2000}-8", f"{TICK + 3_000_000}-1"):
             events = read_all(broadcaster, last_event_id=last_id)
-            self.assertEqual(
-                [(kind, data.get("reason")) for kind, data, _ in events[:2]],
-                [("reset", "expired"), ("status", None)],
-            )
-            self.assertEqual(len(ids(events)), 8)
-        self.assertEqual(len(ids(read_all(broadcaster, history=7200))), 8)
+            self.assertEqual(events[0][1].get("reason"), "expired")
+            self.assertEqual(len(ids(events)), 17)
 
     def test_an_unknown_id_is_told_and_everything_held_follows(self):
         """What is no ID, or lies more than a minute ahead, is never an error: that would stop a browser for good."""
@@ -920,10 +1049,10 @@ class TheBroadcaster(Promises):
         with mock.patch.object(sse.time, "time", lambda: (TICK + 2500) / 1000):
             broadcaster = filled(3)
             with broadcaster.subscribe(last_event_id=f"{TICK + 4000}-3") as subscription:
+                wire = drain(subscription)
                 for n in range(3, 7):
-                    broadcaster.advance([(TICK + n * 1000, events_of(0))])
-                subscription.end("closed")
-                events = parse(b"".join(subscription.frames()))
+                    broadcaster.publish_tick(TICK + n * 1000, events_of(0))
+                events = parse(wire + drain(subscription))
         self.assertEqual(
             ids(events)[:6], [f"{TICK + 4000}-{n}" for n in range(4, 9)] + [f"{TICK + 5000}-1"]
         )
@@ -938,11 +1067,10 @@ class TheBroadcaster(Promises):
                 stack.enter_context(broadcaster.subscribe(wanted, history=0))
                 for wanted in FILTERS[:2] * 3
             ]
-            streams = [subscription.frames() for subscription in several]
-            for stream in streams:
-                next(stream)
-            broadcaster.advance([(TICK + 1000, events_of(0))])
-            frames = [next(stream) for stream in streams]
+            for subscription in several:
+                drain(subscription)
+            broadcaster.publish_tick(TICK + 1000, events_of(0))
+            frames = [next(subscription.frames()) for subscription in several]
         self.assertEqual(len({id(frame) for frame in frames}), 2)
         self.assertEqual(len(parse(frames[0])), 9)
 
@@ -954,12 +1082,13 @@ class TheBroadcaster(Promises):
             for n in itertools.count(3):
                 if done.is_set():
                     return
-                broadcaster.advance([(TICK + n * 1000, events_of(0, 3, 0))])
+                broadcaster.publish_tick(TICK + n * 1000, events_of(0, 3, 0))
 
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(1e-6)  # so that the threads get into each other's way
         publisher = threading.Thread(target=publish)
-        with mock.patch.object(sse, "QUEUE_FRAMES", 100_000):
+        joined = 0
+        with mock.patch.object(sse, "QUEUE_FRAMES", 3):
             publisher.start()
             try:
                 for _ in range(500):
@@ -967,6 +1096,9 @@ class TheBroadcaster(Promises):
                         frames, got = subscription.frames(), b""
                         while got.count(b"-3\n") < 5:
                             got += next(frames)
+                    if b"event: reset" in got:  # it did not keep up: that is said, and tested
+                        continue
+                    joined += 1
                     found = [tuple(map(int, text.split("-"))) for text in ids(parse(got))]
                     first = found[0][0]
                     self.assertEqual(
@@ -975,24 +1107,7 @@ class TheBroadcaster(Promises):
             finally:
                 done.set()
                 publisher.join(DEADLINE)
-
-    def test_a_filter_that_raises_spoils_nothing_for_others(self):
-        """It is logged with its traceback; the tick is skipped for those who have it, and all streams go on."""
-
-        class Broken(Filter):
-            def passes(self, entry):
-                raise ZeroDivisionError("filter")
-
-        broadcaster = filled(1)
-        with (
-            broadcaster.subscribe(history=0) as good,
-            broadcaster.subscribe(Broken(names=frozenset({"x"})), history=0) as bad,
-        ):
-            broadcaster.advance([(TICK + 1000, events_of(0))])
-            good.end("closed")
-            self.assertEqual(len(ids(parse(b"".join(good.frames())))), 8)
-            self.assertEqual(bad.reason, "")
-        self.assertEqual(self.expect_logged("raised")[0].exc_info[0], ZeroDivisionError)
+        self.assertGreater(joined, 50)
 
     def test_after_the_end(self):
         """Publishing raises, with a sentence; a subscription that comes late ends at once."""
@@ -1011,33 +1126,12 @@ class TheBroadcaster(Promises):
         with self.assertRaisesRegex(TypeError, "metric\\(\\) and alert\\(\\)"):
             filled(1).publish({"type": "metric"})
 
-    def test_history_is_let_go_when_it_was_read(self):
-        """A stream that lasts holds nothing of what it was sent at its beginning."""
-        broadcaster = filled(5, history=3)
-        with broadcaster.subscribe(history=10) as subscription:
-            frames = subscription.frames()
-            for _ in range(2):
-                next(frames)
-            broadcaster.advance([(TICK + 60_000, events_of(0))])
-            next(frames)
-            gc.collect()
-            self.assertEqual(
-                [
-                    entry.id
-                    for entry in gc.get_objects()
-                    if isinstance(entry, sse.Entry) and entry.id[0] < TICK + 60_000
-                ],
-                [],
-            )
-
     def test_leaving_leaves_nothing(self):
         """When the last client of a filter has gone, nothing of it is kept."""
         broadcaster = filled(1)
         with broadcaster.subscribe(), broadcaster.subscribe(FILTERS[3]):
             self.assertEqual(broadcaster.snapshot()["connections"], 2)
-        self.assertEqual(
-            (broadcaster.snapshot()["connections"], broadcaster._subscriptions), (0, set())
-        )
+        self.assertEqual(broadcaster.snapshot()["connections"], 0)
 
 
 # --- Generator thread ----------------------------------------------------------------------------
@@ -1080,6 +1174,17 @@ class FakeTime:
         return getattr(time, name)
 
 
+@contextlib.contextmanager
+def generating(broadcaster, *sources):
+    """A generator thread for the length of a `with` block."""
+    generator = sse.Generator(broadcaster, sources)
+    generator.start()
+    try:
+        yield
+    finally:
+        generator.stop()
+
+
 class TheGenerator(Promises):
     def test_history_is_filled_from_replayable_sources_alone(self):
         """At the start it asks a source that depends on the tick alone for the whole history, any other for nothing."""
@@ -1087,14 +1192,14 @@ class TheGenerator(Promises):
         broadcaster = sse.Broadcaster(1.0, 20)
         with (
             mock.patch.object(sse, "time", FakeTime()),
-            sse.Generator(broadcaster, [own, simulated]),
+            generating(broadcaster, own, simulated),
         ):
             held = [int(last.partition("-")[0]) for last in ids(read_all(broadcaster, history=60))]
             self.assertEqual(held, list(range(held[0], held[0] + 20_000, 1000)))
             self.assertEqual(held[0] % 1000, 0)
             self.assertEqual(simulated.ticks[-20:], held)
             own.wait_for(1)
-            self.assertTrue(eventually(lambda: broadcaster.events_published))
+            self.assertTrue(eventually(lambda: broadcaster.snapshot()["events_published"]))
         newest = [data["name"] for kind, data, _ in read_all(broadcaster) if kind == "metric"]
         self.assertEqual(
             newest, ["own", "live"]
@@ -1106,7 +1211,7 @@ class TheGenerator(Promises):
             broadcaster = sse.Broadcaster(1.0, history)
             with (
                 mock.patch.object(sse, "time", FakeTime()),
-                sse.Generator(broadcaster, [Counting(True)]),
+                generating(broadcaster, Counting(True)),
             ):
                 first = int(ids(read_all(broadcaster, history=60))[0].partition("-")[0])
                 self.assertEqual(
@@ -1121,7 +1226,7 @@ class TheGenerator(Promises):
     def test_what_only_a_past_run_knew_has_expired(self):
         """Where no source can tell of the past, an ID from before the start is answered by `reset`, whatever the history."""
         broadcaster = sse.Broadcaster(1.0, 300)
-        with sse.Generator(broadcaster, [Counting()]):
+        with generating(broadcaster, Counting()):
             events = read_all(broadcaster, last_event_id=f"{int(time.time()) * 1000 - 20_000}-1")
         self.assertEqual((events[0][0], events[0][1]["reason"]), ("reset", "expired"))
 
@@ -1132,14 +1237,14 @@ class TheGenerator(Promises):
         broadcaster = sse.Broadcaster(0.05, 0)
         with (
             broadcaster.subscribe() as subscription,
-            sse.Generator(broadcaster, [broken, strange, good]),
+            generating(broadcaster, broken, strange, good),
         ):
+            drain(subscription)
             broken.wait_for(3)
             good.wait_for(3)
-            subscription.end("closed")
-            events = parse(b"".join(subscription.frames()))
+            events = parse(drain(subscription))
         self.assertEqual({data["name"] for kind, data, _ in events if kind == "metric"}, {"own"})
-        self.assertGreaterEqual([kind for kind, _, _ in events].count("status"), 2)
+        self.assertIn("status", [kind for kind, _, _ in events])
         found = self.expect_logged("left out")
         self.assertLessEqual(
             {ZeroDivisionError, TypeError}, {record.exc_info[0] for record in found}
@@ -1154,10 +1259,10 @@ class TheGenerator(Promises):
 
         leaving = Counting(act=lambda tick: sys.exit(1))
         broadcaster = sse.Broadcaster(0.05, 0)
-        with sse.Generator(broadcaster, [leaving]):
+        with generating(broadcaster, leaving):
             leaving.wait_for(3)
         unsendable = Counting(act=lambda tick: [Unsendable("x", {})])
-        with sse.Generator(broadcaster, [unsendable]):
+        with generating(broadcaster, unsendable):
             unsendable.wait_for(3)
         self.expect_logged("left out")
         self.expect_logged("could not be published")
@@ -1169,7 +1274,7 @@ class TheGenerator(Promises):
             raise KeyboardInterrupt
 
         with self.assertRaises(KeyboardInterrupt):
-            sse.Generator(sse.Broadcaster(1.0, 10), [Counting(True, interrupted)]).__enter__()
+            sse.Generator(sse.Broadcaster(1.0, 10), [Counting(True, interrupted)]).start()
 
     def test_sources_are_asked_without_the_lock(self):
         """While a source computes, other threads may publish and subscribe, also while history is filled."""
@@ -1183,7 +1288,7 @@ class TheGenerator(Promises):
             other.join(DEADLINE)
             return []
 
-        with sse.Generator(broadcaster, [Counting(True, subscribe)]):
+        with generating(broadcaster, Counting(True, subscribe)):
             self.assertTrue(subscribed)
 
     def test_late_ticks_are_made_up_for(self):
@@ -1193,7 +1298,7 @@ class TheGenerator(Promises):
             source, broadcaster = Counting(True), sse.Broadcaster(0.05, 300)
             with (
                 broadcaster.subscribe(history=0) as subscription,
-                sse.Generator(broadcaster, [source]),
+                generating(broadcaster, source),
             ):
                 source.wait_for(6002)
                 clock.wall += 20
@@ -1201,27 +1306,27 @@ class TheGenerator(Promises):
                 self.assertEqual(subscription.reason, "")
         self.assertEqual({b - a for a, b in itertools.pairwise(source.ticks)}, {50})
 
-    def test_after_a_long_pause_every_client_is_told_to_start_over(self):
-        """What is not made up for is said: streams end as `lapsed`, and their last event ID has expired."""
+    def test_after_a_long_pause_every_client_is_told(self):
+        """What is not made up for is said, by `reset` in the open stream; what is, comes then."""
         clock = FakeTime()
         with mock.patch.object(sse, "time", clock):
             source, broadcaster = Counting(True), sse.Broadcaster(0.05, 2)
-            with broadcaster.subscribe() as subscription, sse.Generator(broadcaster, [source]):
+            with broadcaster.subscribe() as subscription, generating(broadcaster, source):
                 source.wait_for(45)
+                drain(subscription)
                 last = broadcaster.snapshot()["last_event_id"]
                 clock.wall += 3600
-                self.assertTrue(eventually(lambda: subscription.reason == "lapsed"))
                 self.assertTrue(
-                    eventually(
-                        lambda: (
-                            broadcaster.snapshot()["last_event_id"] != last
-                            and broadcaster.snapshot()["last_event_id"]
-                        )
-                    )
+                    eventually(lambda: broadcaster_tick(broadcaster) > clock.time() * 1000 - 500)
                 )
-                self.assertEqual(
-                    read_all(broadcaster, last_event_id=last)[0][1]["reason"], "expired"
-                )
+                events = parse(drain(subscription))
+                self.assertIn("expired", [data.get("reason") for _, data, _ in events])
+                self.assertEqual(subscription.reason, "")
+                told = [kind for kind, _, _ in events].index("reset")
+                after = [int(last.partition("-")[0]) for last in ids(events[told:])]
+                self.assertEqual({b - a for a, b in itertools.pairwise(after)}, {50})
+                again = read_all(broadcaster, last_event_id=last)
+                self.assertEqual(again[0][1]["reason"], "expired")
         self.assertLess(len(source.ticks), 3000)
 
     def test_a_clock_that_is_set_back_stops_nothing(self):
@@ -1229,7 +1334,7 @@ class TheGenerator(Promises):
         clock = FakeTime()
         with mock.patch.object(sse, "time", clock):
             source, broadcaster = Counting(True), sse.Broadcaster(0.05, 1)
-            with sse.Generator(broadcaster, [source]):
+            with generating(broadcaster, source):
                 source.wait_for(25)
                 clock.wall -= 3600
                 source.wait_for(20)
@@ -1240,16 +1345,20 @@ class TheGenerator(Promises):
         clock = FakeTime()
         with mock.patch.object(sse, "time", clock):
             source = Counting(True)
-            with sse.Generator(sse.Broadcaster(60.0, 0), [source]):
+            with generating(sse.Broadcaster(60.0, 0), source):
                 source.wait_for(1)
                 clock.wall += 60
                 source.wait_for(1)
 
-    def test_the_thread_ends_with_the_block(self):
-        """Leaving ends the generator thread, also in the middle of a long interval."""
-        with sse.Generator(sse.Broadcaster(60.0, 0), [Counting()]) as generator:
-            self.assertTrue(generator._thread.is_alive())
-        self.assertFalse(generator._thread.is_alive())
+    def test_the_thread_ends_when_it_is_told(self):
+        """stop() ends the generator thread, also in the middle of a long interval."""
+
+        def names():
+            return [thread.name for thread in threading.enumerate()]
+
+        with generating(sse.Broadcaster(60.0, 0), Counting()):
+            self.assertIn("generator", names())
+        self.assertNotIn("generator", names())
 
 
 # --- Handler -------------------------------------------------------------------------------------
@@ -1956,6 +2065,11 @@ def descriptors_of(pid="self"):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def resident_kib():
+    """The memory of this process that is in use."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
 def cpu_seconds_of(pid):
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -1978,31 +2092,30 @@ ON_LINUX = unittest.skipUnless(sys.platform == "linux", "reads /proc: run it on 
 
 
 class Connections(Promises):
+    watch_seconds = sse.WATCH_SECONDS
+
     def setUp(self):
         super().setUp()
         self.setting(LINGER_SECONDS=0.3, WATCH_SECONDS=0.05)
 
     @ON_LINUX
-    def test_a_client_that_closes_is_gone_within_a_second(self):
-        """By FIN, by RST or after it has sent bytes, on each stream, silent ones too: thread, queue and socket are gone."""
-        self.setting(WATCH_SECONDS=sse.WATCH_SECONDS)
+    def test_a_client_that_closes_is_gone_soon(self):
+        """By FIN, by RST or after it has sent bytes, on each stream, silent ones too: thread, queue
+        and socket are gone with the next look at all connections but one."""
+        self.assertLessEqual(type(self).watch_seconds, 0.5)  # so that it is a second at most
         server = self.serve()
+        self.assertTrue(eventually(lambda: not server.deadlines))
         before = threads_of(), descriptors_of()
         for leave in (lambda stream: stream.socket.close(), Stream.reset, Stream.talk_and_leave):
             streams = [Stream(server.server_address, path).opened() for path in STREAMS]
-            self.assertEqual(server.broadcaster.snapshot()["connections"], 3)
+            self.assertEqual(server.status()["connections"], 3)
             for stream in streams:
                 leave(stream)
-            gone = eventually(
-                lambda: (
-                    (threads_of(), descriptors_of(), server.broadcaster.snapshot()["connections"])
-                    == (*before, 0)
-                ),
-                1,
-            )
-            self.assertTrue(gone, (before, threads_of(), descriptors_of()))
+            self.assertTrue(eventually(lambda: server.status()["connections"] == 0))
+            self.assertTrue(eventually(lambda: threads_of() <= before[0]))
+            self.assertTrue(eventually(lambda: descriptors_of() <= before[1]))
         self.assertEqual(server.status()["ended"], dict.fromkeys(sse.REASONS, 0) | {"closed": 9})
-        self.assertEqual((server.deadlines, server.refused), ({}, {}))
+        self.assertEqual(server.deadlines, {})
 
     def test_a_close_behind_much_unasked_input_is_noticed_too(self):
         """What a client has sent before it closes does not hide its end."""
@@ -2049,27 +2162,86 @@ class Connections(Promises):
         self.assertLess(time.process_time() - before, 2)
         self.assertEqual(server.broadcaster.snapshot()["connections"], 2)
 
-    def test_a_client_that_reads_too_slowly_is_cut_and_resumes(self):
-        """It alone is disconnected, as slow; with its last ID it has every event exactly once, and others every tick."""
-        self.setting(SEND_BUFFER_BYTES=4096)
+    def test_a_client_that_reads_slowly_misses_nothing(self):
+        """It stays connected, and gets each event once, from the history that all share."""
+        self.setting(SEND_BUFFER_BYTES=4096, QUEUE_FRAMES=5)
         server = self.serve(0)
         server.tick()
         slow, quick = (
             self.stream(server, receive_buffer=2048).opened(),
             self.stream(server).opened(),
         )
-        for _ in range(3000):
+        for _ in range(200):
             server.tick()
             quick.until_id(server.now)
-            if server.closed:
-                break
-        self.assertEqual(
-            (server.closed, server.broadcaster.snapshot()["connections"]), (["slow"], 1)
-        )
-        first = ids(slow.to_the_end())
-        rest = self.stream(server, "/api/events/all", [f"Last-Event-ID: {first[-1]}"])
-        self.assertEqual(first + ids(rest.until_id(server.now)), ids(quick.events))
-        self.assertEqual(server.status()["ended"]["slow"], 1)
+        self.assertEqual((server.closed, server.status()["connections"]), ([], 2))
+        self.assertEqual(ids(slow.until_id(server.now)), ids(quick.events))
+
+    def test_a_client_that_reads_more_slowly_than_history_goes_is_told(self):
+        """It gets a `reset` in the open stream, and then what is held."""
+        self.setting(SEND_BUFFER_BYTES=4096, QUEUE_FRAMES=5)
+        server = self.serve(1, history=5)
+        slow = self.stream(server, receive_buffer=2048).opened()
+        for _ in range(300):
+            server.tick()
+        events = slow.until_id(server.now)
+        resets = [data["reason"] for kind, data, _ in events if kind == "reset"]
+        self.assertEqual(set(resets), {"expired"})
+        seen = [tuple(map(int, last.split("-"))) for last in ids(events)]
+        self.assertEqual(seen, sorted(set(seen)))
+        self.assertEqual(len({tick for tick, _ in seen if tick > server.now - 5000}), 5)
+        slow.until_id(server.tick())
+        self.assertEqual(server.closed, [])
+
+    def test_3000_alerts_in_one_loop_reach_50_clients(self):
+        """Nobody is disconnected, and each has each alert once, in order."""
+        server = self.serve()
+        streams = [self.stream(server, "/api/events/alerts").opened() for _ in range(50)]
+        got = []
+
+        def read(stream):
+            wire = b""
+            while b'"n2999"' not in wire[-1000:]:
+                wire += stream.socket.recv(65536) or b'"n2999"'
+            got.append(numbers(wire))
+
+        readers = [threading.Thread(target=read, args=[stream], daemon=True) for stream in streams]
+        for reader in readers:
+            reader.start()
+        for event in numbered(0, 3000):
+            server.publish(event)
+        for reader in readers:
+            reader.join(DEADLINE)
+        self.assertEqual(got, [list(range(3000))] * 50)
+        self.assertEqual(server.closed, [])
+
+    def test_joining_with_history_while_much_is_published(self):
+        """400 events a second: who joins with `?history=300` reads on behind them, and misses none."""
+        server, done, last = self.serve(), threading.Event(), []
+
+        def publish():
+            for number in itertools.count():
+                server.publish(*numbered(number, number + 1))
+                if done.wait(0.0025):
+                    last.append(number)
+                    return
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        try:
+            streams = [self.stream(server, "/api/events/alerts?history=300") for _ in range(5)]
+            wires = [b""] * 5
+            for turn in range(100):
+                wires[turn % 5] += streams[turn % 5].socket.recv(65536)
+        finally:
+            done.set()
+            publisher.join()
+        for stream, wire in zip(streams, wires):
+            while f'"n{last[0]}"'.encode() not in wire[-1000:]:
+                chunk = stream.socket.recv(65536)
+                self.assertTrue(chunk)
+                wire += chunk
+            self.assertEqual(numbers(wire), list(range(last[0] + 1)))
 
     def test_a_client_that_takes_nothing_is_cut_after_the_time_out(self):
         """Where its queue does not fill, the time-out of a write ends it, as stalled."""
@@ -2141,25 +2313,25 @@ class Connections(Promises):
         other.until_id(server.tick())
 
     def test_200_that_never_read_hold_up_nobody(self):
-        """They are cut as slow, while 200 others get every tick."""
+        """200 others get every tick, and what the silent ones miss takes no memory for each."""
         self.needs_descriptors(1500)
         self.setting(SEND_BUFFER_BYTES=4096)
-        server = self.serve(max_clients=500)
-        deaf = [self.stream(server, receive_buffer=2048) for _ in range(200)]
+        server = self.serve(max_clients=500, history=2)
+        for _ in range(200):
+            self.stream(server, receive_buffer=2048)
         good = [self.stream(server).opened() for _ in range(200)]
-        self.assertTrue(eventually(lambda: server.broadcaster.snapshot()["connections"] == 400))
-        ticks = 0
-        while server.broadcaster.snapshot()["connections"] > 200:
-            ticks += 1
-            self.assertLess(ticks, 300, "they hold their places for ever")
-            tick = server.tick([metric("padding", ticks, "x" * 20_000)])
+        self.assertTrue(eventually(lambda: server.status()["connections"] == 400))
+        before = resident_kib()
+        for number in range(60):
+            tick = server.tick([metric("padding", number, "x" * 50_000)])
             for stream in good:
                 got = b""
                 while f"id: {tick}-1\n\n".encode() not in got or not got.endswith(b"\n\n"):
                     chunk = stream.socket.recv(65536)
                     self.assertTrue(chunk)
                     got += chunk
-        self.assertEqual(server.closed, ["slow"] * len(deaf))
+        self.assertEqual((server.closed, server.status()["connections"]), ([], 400))
+        self.assertLess(resident_kib() - before, 100_000)  # each on its own: 600,000
 
     def test_a_request_that_is_not_complete_is_closed(self):
         """Nothing, half a request line, half a header, a byte at a time: closed after REQUEST_SECONDS."""
@@ -2250,45 +2422,63 @@ class Connections(Promises):
             flooder.join()
         streams[1].until_id(server.tick())
 
-    def test_a_place_is_free_when_the_client_closes(self):
-        """After the response the first to close is the client: at once, or it is cut after LINGER_SECONDS."""
+    def test_a_place_is_free_when_the_answer_is_sent(self):
+        """Who does not close then keeps no place from others, and is cut after LINGER_SECONDS."""
         server = self.serve(max_clients=1)
         request = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"
-        for seconds, closes in ((60.0, True), (0.3, False)):
-            self.setting(LINGER_SECONDS=seconds)
-            self.assertTrue(eventually(lambda: not server.deadlines))
-            with socket.create_connection(server.server_address, DEADLINE) as connection:
-                connection.sendall(request)
-                self.assertIn(b" 200 ", b"".join(iter(lambda: connection.recv(65536), b"")))
-                self.assertEqual(len(server.deadlines), 1)
-                if closes:
-                    connection.close()
-                self.assertTrue(
-                    eventually(lambda: b" 200 " in exchange(server.server_address, request))
-                )
+        self.setting(LINGER_SECONDS=0.2)
+        before = descriptors_of()
+        with socket.create_connection(server.server_address, DEADLINE) as lingers:
+            lingers.sendall(request)
+            self.assertIn(b" 200 ", b"".join(iter(lambda: lingers.recv(65536), b"")))
+            self.assertTrue(
+                eventually(lambda: b" 200 " in exchange(server.server_address, request))
+            )
+            self.assertTrue(eventually(lambda: descriptors_of() <= before + 1))
 
     def test_those_who_are_refused_are_bounded(self):
-        """A flood of refused clients that do not close uses up neither threads nor descriptors; each is told."""
-        self.setting(MAX_REFUSED=5, LINGER_SECONDS=60.0)
+        """A flood of refused clients that do not close uses up neither threads nor descriptors;
+        each is told."""
+        self.setting(MAX_LINGERING=5, LINGER_SECONDS=60.0)
         server = self.serve(max_clients=1)
         self.stream(server).opened()
+        before = threads_of(), descriptors_of()
         for _ in range(30):
             connection = socket.create_connection(server.server_address, DEADLINE)
             self.addCleanup(connection.close)
             self.assertIn(b" 503 ", connection.recv(1000))
-        self.assertTrue(eventually(lambda: len(server.refused) <= 5))
-        self.assertEqual(len(server.deadlines), len(server.refused) + 1)
+        self.assertTrue(eventually(lambda: descriptors_of() <= before[1] + 30 + 5))
+        self.assertEqual(threads_of(), before[0])
+        self.assertEqual(server.status()["ended"]["refused"], 30)
 
-    def test_without_a_thread_for_it_a_connection_is_closed(self):
-        """The system has no more threads: it is logged, that client is cut, and the others are served on."""
+    def test_450_too_many_are_each_told(self):
+        """500 clients at once where 50 have a place: the others get a whole 503 each."""
+        self.needs_descriptors(1500)
+        server = self.serve(max_clients=50)
+        connections = []
+        for _ in range(500):
+            connections.append(socket.create_connection(server.server_address, DEADLINE))
+            self.addCleanup(connections[-1].close)
+        refused = 0
+        for connection in connections:
+            connection.sendall(b"GET /api/events/alerts HTTP/1.1\r\nHost: x\r\n\r\n")
+        for connection in connections:
+            answer = connection.recv(12)
+            refused += answer == b"HTTP/1.1 503"
+            self.assertIn(answer, (b"HTTP/1.1 503", b"HTTP/1.1 200"))
+        self.assertEqual(refused, 450)
+
+    def test_without_a_thread_a_connection_gets_the_503(self):
+        """The system has no more threads, or memory for one: each time it is one line in the log,
+        and the others are served on."""
         server = self.serve()
         stream = self.stream(server).opened()
-        with mock.patch.object(
-            sse._thread, "start_new_thread", side_effect=RuntimeError("can't start new thread")
-        ):
-            self.assertEqual(exchange(server.server_address, b""), b"")
-            self.assertTrue(eventually(lambda: self.log))
-        self.expect_logged("failed")
+        for problem in (RuntimeError("can't start new thread"), MemoryError()):
+            with mock.patch.object(sse.threading.Thread, "start", side_effect=problem):
+                answer = exchange(server.server_address, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
+            (record,) = self.expect_logged("no thread")
+            self.assertIsNone(record.exc_info)
         stream.until_id(server.tick())
         self.assertEqual(fetch(server.server_address, "/")[0], 200)
 
@@ -2405,13 +2595,13 @@ class Connections(Promises):
         self.addCleanup(sse.logger.setLevel, logging.NOTSET)
         server = self.serve()
         stream = self.stream(server)
-        stream.until(lambda stream: len(stream.events) == 9)
+        stream.until(lambda stream: len(stream.events) == 10)
         stream.socket.close()
         self.assertTrue(eventually(lambda: server.closed))
         lines = [record.getMessage() for record in self.log if "ended" in record.getMessage()]
         self.assertEqual(len(lines), 1)
         self.assertRegex(
-            lines[0], r"^127\.0\.0\.1 /api/events/all ended after \d+\.\d s and 9 events: closed$"
+            lines[0], r"^127\.0\.0\.1 /api/events/all ended after \d+\.\d s and 10 events: closed$"
         )
 
     def test_the_end_is_in_order(self):
@@ -2435,15 +2625,52 @@ class Connections(Promises):
         with self.assertRaisesRegex(RuntimeError, "ended"):
             server.publish(alert("info", "too late"))
 
+    @unittest.skipUnless(hasattr(os, "fork"), "this system does not fork")
+    def test_a_forked_process_that_lives_on_holds_no_port(self):
+        """Leaving the block gives the port back at once, and nobody connects to the copy."""
+        with HandDriven() as server:
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(writer)
+                os.read(reader, 1)
+                os._exit(0)
+            os.close(reader)
+        try:
+            with self.assertRaises(ConnectionRefusedError):
+                socket.create_connection(server.server_address, DEADLINE)
+            socket.create_server(server.server_address).close()
+        finally:
+            os.close(writer)
+            os.waitpid(child, 0)
+
+    def test_a_look_that_fails_ends_nothing(self):
+        """The selector may have a limit: it is logged once, and everybody is served on."""
+        server = self.serve()
+        stream = self.stream(server).opened()
+        looked = threading.Semaphore(0)
+
+        def select(*_):
+            looked.release()
+            raise ValueError("too many file descriptors in select()")
+
+        with mock.patch.object(selectors.DefaultSelector, "select", select):
+            for _ in range(3):
+                self.assertTrue(looked.acquire(timeout=DEADLINE))
+            self.assertEqual(fetch(server.server_address, "/")[0], 200)
+        self.assertEqual(len(self.expect_logged("cannot look after")), 1)
+        stream.socket.close()
+        self.assertTrue(eventually(lambda: server.closed == ["closed"]))
+
     def test_a_thread_that_comes_late_to_the_end_leaves_without_a_word(self):
         """One that is about to open a stream when the server has just ended finds nothing to stumble over."""
         waiting, gate, left = threading.Event(), threading.Event(), threading.Event()
 
         class Held(HandDriven):
-            def watching(self, *arguments):
+            def streaming(self, *arguments):
                 waiting.set()
                 gate.wait(DEADLINE)
-                return super().watching(*arguments)
+                return super().streaming(*arguments)
 
             def close_request(self, request):
                 super().close_request(request)
