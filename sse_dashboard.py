@@ -1639,6 +1639,12 @@ def value_at(seed: int, name: str, tick: int) -> float:
     return round(value, reading.digits or None)
 
 
+@lru_cache(maxsize=8192)
+def peak_at(seed: int, name: str, tick: int, length: int, step: int) -> float:
+    """The highest reading of a metric at the ticks of `length` milliseconds, `step` apart."""
+    return max(value_at(seed, name, moment) for moment in range(tick, tick - length, -step))
+
+
 def severity(limits: Sequence[float], values: Iterable[float]) -> int:
     """How many of its limits a metric has crossed, from its values of the last CALM_SECONDS."""
     worst = max(values, default=-math.inf)
@@ -1696,8 +1702,10 @@ class Simulation:
 
     def _severity(self, panel: Panel, name: str, tick: int) -> int:
         oldest = tick - round(CALM_SECONDS * 1000)
-        moments = range(tick, oldest - 1, -self.interval_ms)
-        return severity(panel.limits, (value_at(self.seed, name, moment) for moment in moments))
+        moments = range(tick, oldest - 1, -self.check_ms)
+        step = self.interval_ms
+        peaks = [peak_at(self.seed, name, moment, self.check_ms, step) for moment in moments]
+        return severity(panel.limits, peaks)
 
     def _system_alerts(self, tick: int) -> list[Event]:
         """The random events that fall between the tick before, and this one."""
