@@ -1138,15 +1138,16 @@ def why_it_ended(connection: socket.socket, problem: OSError | None) -> str:
 
     The kernel tells one caller alone that it gave up a peer: the one that reads, or the one that
     writes. The other finds a socket that is not connected, and cannot know why: ""."""
-    if isinstance(problem, (BlockingIOError, TimeoutError)):
-        return "stalled"
-    if problem is not None:
-        return "stalled" if problem.errno in UNREACHABLE else "closed"
-    try:
-        connection.getpeername()
-    except OSError:
-        return ""
-    return "closed"
+    if problem is None:
+        try:
+            connection.getpeername()
+        except OSError:
+            number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not number:
+                return ""
+            problem = OSError(number, os.strerror(number))  # nobody was told yet
+    is_silence = isinstance(problem, (BlockingIOError, TimeoutError))
+    return "stalled" if is_silence or getattr(problem, "errno", 0) in UNREACHABLE else "closed"
 
 
 # What asks a program to end: Ctrl-C, `kill`, and on Windows Ctrl-Break.
@@ -1316,6 +1317,7 @@ class DashboardServer(ThreadingHTTPServer):
 
         A KeyboardInterrupt has done its work then: the program goes on behind the block."""
         self.generator.stop()
+        hang_up(self.socket)  # wakes the serve thread, which could sleep for WATCH_SECONDS more
         self.shutdown()
         self.server_close()
         self.broadcaster.close()

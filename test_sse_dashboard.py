@@ -294,6 +294,11 @@ class Stream:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
+    def leave_and_reset(self):
+        """Closes with FIN, and RST right behind it."""
+        self.socket.shutdown(socket.SHUT_WR)
+        self.reset()
+
     def talk_and_leave(self):
         """Sends bytes into the stream, then FIN, and waits for the server to close as well."""
         self.socket.sendall(b"x" * 1000)
@@ -2119,13 +2124,18 @@ class Connections(Promises):
 
     @ON_LINUX
     def test_a_client_that_closes_is_gone_soon(self):
-        """By FIN, by RST or after it has sent bytes, on each stream, silent ones too: thread, queue
-        and socket are gone with the next look at all connections but one."""
+        """By FIN, by RST, by both or after it has sent bytes, on each stream, silent ones too: thread,
+        queue and socket are gone with the next look at all connections but one."""
         self.assertLessEqual(type(self).watch_seconds, 0.5)  # so that it is a second at most
         server = self.serve()
         self.assertTrue(eventually(lambda: not server.deadlines))
         before = threads_of(), descriptors_of()
-        for leave in (lambda stream: stream.socket.close(), Stream.reset, Stream.talk_and_leave):
+        for leave in (
+            lambda stream: stream.socket.close(),
+            Stream.reset,
+            Stream.leave_and_reset,
+            Stream.talk_and_leave,
+        ):
             streams = [Stream(server.server_address, path).opened() for path in STREAMS]
             self.assertEqual(server.status()["connections"], 3)
             for stream in streams:
@@ -2133,7 +2143,7 @@ class Connections(Promises):
             self.assertTrue(eventually(lambda: server.status()["connections"] == 0))
             self.assertTrue(eventually(lambda: threads_of() <= before[0]))
             self.assertTrue(eventually(lambda: descriptors_of() <= before[1]))
-        self.assertEqual(server.status()["ended"], dict.fromkeys(sse.REASONS, 0) | {"closed": 9})
+        self.assertEqual(server.status()["ended"], dict.fromkeys(sse.REASONS, 0) | {"closed": 12})
         self.assertEqual(server.deadlines, {})
 
     def test_a_close_behind_much_unasked_input_is_noticed_too(self):
