@@ -802,6 +802,8 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+COMMENT = re.compile(rb"^ *(/\*.*?\*/|//[^\n]*)\n", re.DOTALL | re.MULTILINE)  # in its own lines
+
 # The grammar of a request's head: RFC 9110, 5.5 and 5.6.2; RFC 9112, 2.3 and 3; RFC 3986, 3.2.2.
 # A target may hold a few characters more than a URI, because browsers send them, but no fragment.
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -907,12 +909,13 @@ class Page(NamedTuple):
 
 
 def load_page(path: Path) -> tuple[Page, Page]:
-    """The page as it is, and the page compressed. Raises OSError.
+    """The page without its comments, as it is and compressed. Raises OSError.
 
-    Its policy allows each script and style in it by its hash, and nothing else."""
+    Comments are for whoever opens the file: a sixth of the bytes. The page's policy allows each script and style in it by its hash, and nothing else."""
     # A browser hashes what it has parsed: CR and CRLF are LF then. A NUL would be another
     # character, but no text file has one.
     text = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    text = COMMENT.sub(b"", text)
     policy = PAGE_POLICY
     for tag in ("script", "style"):
         policy += f"; {tag}-src"
