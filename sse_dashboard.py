@@ -911,7 +911,8 @@ class Page(NamedTuple):
 def load_page(path: Path) -> tuple[Page, Page]:
     """The page without its comments, as it is and compressed. Raises OSError.
 
-    Comments are for whoever opens the file: a sixth of the bytes. The page's policy allows each script and style in it by its hash, and nothing else."""
+    Comments are for whoever opens the file: they are a sixth of the bytes. The page's policy
+    allows each script and style in it by its hash, and nothing else."""
     # A browser hashes what it has parsed: CR and CRLF are LF then. A NUL would be another
     # character, but no text file has one.
     text = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
