@@ -3361,15 +3361,73 @@ class AsAModule(Promises):
 
     def test_wrong_use_of_the_server_raises(self):
         """Where the mistake is made, with a sentence that says what is allowed."""
-        for options, words in (
-            ({"interval": 0}, "from 0.05 to 60"),
-            ({"interval": float("inf")}, "from 0.05 to 60"),
-            ({"history": -1}, "history"),
-            ({"history": float("nan")}, "history"),
-            ({"interval": 0.5, "sources": [Simulation()]}, "0.5 s"),
+        load = sse.Panel("Load", {"load": ""})
+        for options, error, words in (
+            ({"interval": 0}, ValueError, "from 0.05 to 60"),
+            ({"interval": 0.001}, ValueError, "from 0.05 to 60"),
+            ({"interval": 120}, ValueError, "from 0.05 to 60"),
+            ({"interval": float("inf")}, ValueError, "from 0.05 to 60"),
+            ({"history": -1}, ValueError, "history"),
+            ({"history": float("nan")}, ValueError, "history"),
+            ({"history": 3601}, ValueError, "history"),
+            ({"history": 3600, "interval": 0.05, "sources": []}, ValueError, "20000 ticks"),
+            ({"max_clients": 0}, ValueError, "max_clients"),
+            ({"interval": 0.5, "sources": [Simulation()]}, ValueError, "0.5 s"),
+            ({"sources": [None]}, TypeError, "events_at"),
+            ({"panels": [{"title": "x"}]}, TypeError, "Panel"),
+            ({"panels": [load, load]}, ValueError, "load is in two panels"),
         ):
-            with self.assertRaisesRegex(ValueError, words):
+            with self.assertRaisesRegex(error, words):
                 sse.DashboardServer(port=0, **options)
+
+    def test_a_panel_that_no_page_could_show_raises(self):
+        """Where it is made, with a sentence that names the mistake."""
+        one = {"x": ""}
+        for arguments, options, words in (
+            ((" ", one), {}, "title"),
+            ((5, one), {}, "title"),
+            (("x", {}), {}, "metrics"),
+            (("x", ["x"]), {}, "metrics"),
+            (("x", {"x": 5}), {}, "label"),
+            (("x", one), {"min": "0"}, "finite numbers"),
+            (("x", one), {"max": float("inf")}, "finite numbers"),
+            (("x", one), {"min": 5, "max": 5}, "below its max"),
+            (("x", one), {"gauge": "dial", "min": 0, "max": 1}, "arc"),
+            (("x", one), {"gauge": "arc"}, "min and a max"),
+            (("x", {"x": "", "y": ""}), {"gauge": "bar", "min": 0, "max": 1}, "one metric"),
+            (("x", one), {"thresholds": {"fatal": 5}}, "warning and error"),
+            (("x", one), {"thresholds": {"warning": 5, "error": 5}}, "higher"),
+            (("x", one), {"thresholds": {"warning": True}}, "finite numbers"),
+            (("x", one), {"decimals": 2.5}, "decimals"),
+        ):
+            with self.assertRaisesRegex((TypeError, ValueError), words):
+                sse.Panel(*arguments, **options)
+
+    def test_thresholds_of_a_program_make_alerts(self):
+        """By the simulation's rule: at once when one is crossed, and half a minute below it."""
+        values = {0: 5, 1: 85, 2: 96, 3: 90, 4: 5, 33: 5, 34: 5}
+
+        class Busy:
+            panels = (sse.Panel("CPU", {"cpu": ""}, thresholds={"warning": 80, "error": 95}),)
+
+            def events_at(self, tick):
+                yield metric("cpu", values.get(tick // 1000, 5), "%")
+
+        source = sse.WithAlerts(Busy())
+        self.assertEqual(source.panels, Busy.panels)
+        told = []
+        for second in range(60):
+            for event in source.events_at(second * 1000):
+                if event.type == "alert":
+                    told.append((second, event.fields["level"], event.fields["message"]))
+        self.assertEqual(
+            told,
+            [
+                (1, "warning", "High CPU detected: 85 %"),
+                (2, "error", "Critical CPU detected: 96 %"),
+                (34, "success", "CPU back to normal: 5 %"),
+            ],
+        )
 
     def test_a_source_that_holds_up_the_ticks_is_named(self):
         """One line in the log, however long it goes on."""
