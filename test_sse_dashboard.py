@@ -419,6 +419,21 @@ class Promises(unittest.TestCase):
             self.skipTest(f"needs {number:,} descriptors: ulimit -n {number}")
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), hard))
 
+    def needs_threads(self, number):
+        """Skips the test where this user may not have so many at a time."""
+        done, threads = threading.Event(), []
+        try:
+            for _ in range(number):
+                threads.append(threading.Thread(target=done.wait))
+                threads[-1].start()
+        except RuntimeError:
+            threads.pop()
+            self.skipTest(f"needs {number:,} threads: ulimit -u")
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+
     def serve(self, ticks=3, kind=HandDriven, **options):
         server = kind(**options)
         server.__enter__()
@@ -1806,8 +1821,7 @@ class Requests(Promises):
         policies = set()
         for ends in (b"\n", b"\r\n", b"\r"):
             with tempfile.TemporaryDirectory() as folder:
-                for name in ("sse_dashboard.py", "index.html"):
-                    shutil.copy(HERE / name, folder)
+                shutil.copy(HERE / "sse_dashboard.py", folder)
                 (Path(folder) / "index.html").write_bytes(text.replace(b"\n", ends))
                 with Command(script=Path(folder) / "sse_dashboard.py") as command:
                     _, headers, body = fetch(command.address, "/")
@@ -2363,6 +2377,7 @@ class Connections(Promises):
 
     def test_200_that_never_read_hold_up_nobody(self):
         """200 others get every tick, and what the silent ones miss takes no memory for each."""
+        self.needs_threads(450)
         self.needs_descriptors(1500)
         self.setting(SEND_BUFFER_BYTES=4096)
         server = self.serve(max_clients=500, history=2)
@@ -2590,6 +2605,7 @@ class Connections(Promises):
 
     def test_1000_streams_in_one_burst(self):
         """All connect at once, none fails, and each gets the next tick."""
+        self.needs_threads(1100)
         self.needs_descriptors(3000)
         server = self.serve(max_clients=1100)
         request = b"GET /api/events/all HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -3151,6 +3167,7 @@ for host in sys.argv[1:]:
 
     def test_sigterm_with_1000_streams_and_100_silent_connections(self):
         """However many are connected: status 0 within 2 s, whole last events, no word."""
+        self.needs_threads(1200)
         self.needs_descriptors(3000)
         with Command("--max-clients", 1200) as command:
             streams = [Stream(command.address) for _ in range(1000)]
@@ -3168,6 +3185,7 @@ for host in sys.argv[1:]:
 
     def test_clients_that_keep_sending_do_not_delay_the_end(self):
         """300 streams whose clients send all the time: status 0 within 2 s."""
+        self.needs_threads(350)
         self.needs_descriptors(1500)
         with Command("--max-clients", 400) as command:
             streams = [Stream(command.address).opened() for _ in range(300)]
@@ -3266,6 +3284,7 @@ class Restarts(Promises):
         """Cut at random, each stream is taken up again by its last ID, over SIGKILL and restart.
 
         Put together, it is the stream that was never cut."""
+        self.needs_threads(150)
         chance, interval = random.Random(11), 0.05
         command = Command("--seed", 9, "--interval", interval, "--history", 60)
         address, stopping = command.address, threading.Event()
