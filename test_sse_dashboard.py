@@ -2254,6 +2254,7 @@ class Connections(Promises):
 
     def test_3000_alerts_in_one_loop_reach_50_clients(self):
         """Nobody is disconnected, and each has each alert once, in order."""
+        self.needs_threads(110)
         server = self.serve()
         streams = [self.stream(server, "/api/events/alerts").opened() for _ in range(50)]
         got = []
@@ -2550,6 +2551,7 @@ class Connections(Promises):
 
     def test_the_limit_of_descriptors_is_raised_to_what_is_needed(self):
         """A soft limit below --max-clients keeps nobody out."""
+        self.needs_threads(160)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         lower = functools.partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, hard))
         with (
@@ -3828,6 +3830,7 @@ class BehindAProxy(Promises):
         self.assertEqual(talk.count(b"HTTP/2 200"), 8)
 
     def clients_survive(self, text, argv):
+        self.needs_threads(200)
         servers = [self.start_server(self.ports[1]), self.start_server(self.ports[2], ahead=-2)]
         self.start_proxy(text, argv)
         self.assertTrue(eventually(lambda: answers(self.ports[0])))
