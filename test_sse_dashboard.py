@@ -564,6 +564,19 @@ class Wire(Promises):
 LIMITS = {name: panel.limits for panel in sse.PANELS for name in panel.metrics if panel.limits}
 
 
+@functools.cache
+def first_hour(seed):
+    """The events of an hour, by tick. Several tests look at the same ones: they take a second."""
+    simulation = Simulation(seed)
+    return {tick: simulation.events_at(tick) for tick in range(TICK, TICK + 3_600_000, 1000)}
+
+
+def threshold_alerts(events):
+    """The level and the metric of each alert that a metric caused."""
+    caused = [event.fields for event in events if event.type == "alert"]
+    return [(fields["level"], fields["metric"]) for fields in caused if "metric" in fields]
+
+
 class TheSimulation(Promises):
     def test_the_same_seed_and_tick_give_the_same_bytes_in_every_process(self):
         """Two processes agree about every byte, and about nothing with another seed."""
@@ -620,15 +633,14 @@ class TheSimulation(Promises):
     def test_alerts_are_alive_and_do_not_shout(self):
         """One to three a minute, and all four levels within every ten minutes."""
         for seed in range(3):
-            simulation = Simulation(seed)
             levels = [
                 (tick, event.fields["level"])
-                for tick in range(TICK, TICK + 7_200_000, 1000)
-                for event in simulation.events_at(tick)
+                for tick, events in first_hour(seed).items()
+                for event in events
                 if event.type == "alert"
             ]
-            self.assertTrue(120 <= len(levels) <= 360, len(levels))
-            for start in range(TICK, TICK + 6_600_000, 10_000):
+            self.assertTrue(60 <= len(levels) <= 180, len(levels))
+            for start in range(TICK, TICK + 3_000_000, 10_000):
                 seen = {level for tick, level in levels if start <= tick < start + 600_000}
                 self.assertEqual(seen, set(sse.LEVELS), start)
 
@@ -636,17 +648,16 @@ class TheSimulation(Promises):
         """An alert names the metric whose reading crossed a threshold; it is repeated after the
         return to normal alone."""
         crossings = 0
-        for seed, interval, ticks in (
-            *((seed, 1.0, range(TICK, TICK + 7_200_000, 1000)) for seed in range(4)),
-            (0, 60.0, range(TICK, TICK + 40_000_000, 60_000)),
-            (0, 0.05, range(TICK, TICK + 900_000, 50)),
+        slow, fast = Simulation(0, 60.0), Simulation(0, 0.05)
+        for simulation, events_by_tick in (
+            *((Simulation(seed), first_hour(seed)) for seed in range(3)),
+            (slow, {tick: slow.events_at(tick) for tick in range(TICK, TICK + 40_000_000, 60_000)}),
+            (fast, {tick: fast.events_at(tick) for tick in range(TICK, TICK + 300_000, 50)}),
         ):
-            simulation = Simulation(seed, interval)
             state = {}  # found at the first alert of each: the run may begin in trouble
             crossed_at = dict.fromkeys(METRICS, 0)
             recent = {name: [] for name in LIMITS}
-            for tick in ticks:
-                events = simulation.events_at(tick)
+            for tick, events in events_by_tick.items():
                 values = {
                     event.fields["name"]: event.fields["value"]
                     for event in events
@@ -675,7 +686,33 @@ class TheSimulation(Promises):
                             LIMITS[name][severity - 1],
                         )
                         state[name] = severity
-        self.assertGreater(crossings, 20)
+        self.assertGreater(crossings, 40)
+
+    def test_a_program_has_alerts_by_the_same_rule(self):
+        """Whose readings are the simulation's has the same alerts from WithAlerts, at the same
+        ticks, whatever the interval."""
+
+        class Readings:
+            panels = sse.PANELS
+
+            def events_at(self, tick):
+                return [event for event in events_by_tick[tick] if event.type == "metric"]
+
+        slow = Simulation(0, 7.0)
+        first = TICK // 7000 * 7000
+        told = set()
+        for events_by_tick in (
+            first_hour(1),
+            {tick: slow.events_at(tick) for tick in range(first, first + 6_000_000, 7000)},
+        ):
+            source = sse.WithAlerts(Readings())
+            has_seen = min(events_by_tick) + 10 * 60_000  # until then the past is only ours
+            for tick, events in events_by_tick.items():
+                found = threshold_alerts(source.events_at(tick))
+                if tick >= has_seen:
+                    self.assertEqual(found, threshold_alerts(events), tick)
+                    told.update(level for level, _ in found)
+        self.assertEqual(told, {"warning", "error", "success"})
 
 
 # --- Subscription --------------------------------------------------------------------------------
