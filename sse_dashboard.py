@@ -591,7 +591,7 @@ class Broadcaster:
                 at = newest[key].moment
             wire = event.encode(at, f"{tick}-{number}")
             if event.type not in BUILT_IN and all(event.type != type for type, _ in newest):
-                wire = self._panels(event.type) + wire  # a browser must listen for each type
+                wire = self._panels([*newest, key]) + wire  # a browser must listen for each type
             entries.append(Entry((tick, number), event.type, event.topic, at, wire))
             newest[key] = entries[-1]
             number += 1
@@ -656,15 +656,14 @@ class Broadcaster:
             opening += self._reset(reset)
         if wanted.types is None:
             now = time.time() * 1000
-            opening += self._status(now) + self._panels()
+            opening += self._status(now) + self._panels(self._newest)
         return opening
 
     def _reset(self, reason: str) -> bytes:
         return Event("reset", {"reason": reason}).encode(time.time() * 1000)
 
-    def _panels(self, *new_types: str) -> bytes:
-        types = dict.fromkeys([*(type for type, _ in self._newest), *new_types])
-        own = [type for type in types if type not in BUILT_IN]
+    def _panels(self, held: Iterable[tuple[str, str]]) -> bytes:
+        own = [type for type in dict.fromkeys(type for type, _ in held) if type not in BUILT_IN]
         if own != self._panels_types:
             event = Event("panels", {**self._shown, "types": own})
             self._panels_types, self._panels_frame = own, event.encode(time.time() * 1000)

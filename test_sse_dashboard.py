@@ -577,6 +577,12 @@ def threshold_alerts(events):
     return [(fields["level"], fields["metric"]) for fields in caused if "metric" in fields]
 
 
+def system_events(events):
+    """What the alerts say that no metric caused."""
+    alerts = [event.fields for event in events if event.type == "alert"]
+    return [fields["message"] for fields in alerts if "metric" not in fields]
+
+
 class TheSimulation(Promises):
     def test_the_same_seed_and_tick_give_the_same_bytes_in_every_process(self):
         """Two processes agree about every byte, and about nothing with another seed."""
@@ -649,10 +655,12 @@ class TheSimulation(Promises):
         return to normal alone."""
         crossings = 0
         slow, fast = Simulation(0, 60.0), Simulation(0, 0.05)
+        crossed = [tick for tick, events in first_hour(0).items() if threshold_alerts(events)]
+        around = range(crossed[0] - 60_000, crossed[0] + 90_000, 50)
         for simulation, events_by_tick in (
             *((Simulation(seed), first_hour(seed)) for seed in range(3)),
             (slow, {tick: slow.events_at(tick) for tick in range(TICK, TICK + 40_000_000, 60_000)}),
-            (fast, {tick: fast.events_at(tick) for tick in range(TICK, TICK + 300_000, 50)}),
+            (fast, {tick: fast.events_at(tick) for tick in around}),
         ):
             state = {}  # found at the first alert of each: the run may begin in trouble
             crossed_at = dict.fromkeys(METRICS, 0)
@@ -687,6 +695,15 @@ class TheSimulation(Promises):
                         )
                         state[name] = severity
         self.assertGreater(crossings, 40)
+
+    def test_a_system_event_is_told_once_whatever_the_interval(self):
+        """Its moment belongs to one tick, also when it is exactly that of a tick."""
+        fast = Simulation(2, 0.05)
+        for tick, events in first_hour(2).items():
+            if system_events(events):
+                moments = range(tick - 950, tick + 1, 50)
+                found = [event for moment in moments for event in fast.events_at(moment)]
+                self.assertEqual(sorted(system_events(found)), sorted(system_events(events)))
 
     def test_a_program_has_alerts_by_the_same_rule(self):
         """Whose readings are the simulation's has the same alerts from WithAlerts, at the same
@@ -982,6 +999,12 @@ class TheBroadcaster(Promises):
             self.assertEqual(events[0][1]["types"], ["deploy", "rollback"])
             broadcaster.publish(Event("rollback", {}))
             self.assertEqual([kind for kind, _, _ in parse(drain(subscription))], ["rollback"])
+            # Several that are new in one batch: the last word names them all.
+            broadcaster.publish(Event("scale", {}), Event("drain", {}))
+            events = parse(drain(subscription))
+            kinds = [kind for kind, _, _ in events]
+            self.assertEqual(kinds, ["panels", "scale", "panels", "drain"])
+            self.assertEqual(events[2][1]["types"], ["deploy", "rollback", "scale", "drain"])
         with broadcaster.subscribe(ALERTS, "1-1") as subscription:
             self.assertEqual([kind for kind, _, _ in parse(drain(subscription))], ["reset"])
 
@@ -993,6 +1016,8 @@ class TheBroadcaster(Promises):
         for n in range(1, 60):
             broadcaster.publish_tick(TICK + n * 1000, [metric(f"m{n}-{i}", 1) for i in range(10)])
         self.assertEqual(len(broadcaster.metric_names()), 51)
+        self.assertNotIn("m54-0", broadcaster.metric_names())
+        self.assertIn("m55-0", broadcaster.metric_names())
         self.assertIn("load", broadcaster.metric_names())
         with broadcaster.subscribe() as subscription:
             self.assertEqual(parse(drain(subscription))[1][1]["types"], [])
