@@ -535,6 +535,8 @@ class Broadcaster:
             if subscription.place < self._gone:
                 subscription.place = self._gone
                 reset = self._reset("expired")
+                if subscription.wanted.types is None:
+                    reset += self._panels(self._newest)  # it may have missed those of a new type
             start = bisect_right(self._history, subscription.place, key=lambda entry: entry.id)
             handful = self._history[start : start + HANDFUL_EVENTS]
             if handful:

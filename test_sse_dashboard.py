@@ -780,6 +780,18 @@ class OneSubscription(Promises):
             self.assertEqual(sorted(set(ticks)), [3000, 4000, 11_000, 12_000])
             self.assertTrue(subscription.live)
 
+    def test_a_client_whose_place_is_gone_is_told_of_each_type_before_its_first_event(self):
+        """Also when the event that was new of its type is no longer held."""
+        self.setting(QUEUE_FRAMES=1)
+        broadcaster = filled(1, history=2)
+        with broadcaster.subscribe() as subscription:
+            drain(subscription)
+            for n in range(1, 9):
+                broadcaster.publish_tick(TICK + n * 1000, [Event("deploy", {})])
+            kinds = [kind for kind, _, _ in parse(drain(subscription))]
+        kinds = kinds[kinds.index("reset") :]
+        self.assertEqual(kinds, ["reset", "panels", "deploy", "deploy"])
+
     def test_the_end_comes_behind_what_is_queued(self):
         """What was offered before the end is still delivered, and the first reason stays."""
         broadcaster = filled(1)
