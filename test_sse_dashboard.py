@@ -792,6 +792,33 @@ class OneSubscription(Promises):
         kinds = kinds[kinds.index("reset") :]
         self.assertEqual(kinds, ["reset", "panels", "deploy", "deploy"])
 
+    def test_in_whatever_order_it_is_published_and_read(self):
+        """A client with a small queue has each alert once and in order, however often it falls
+        behind."""
+        self.setting(QUEUE_FRAMES=3, HANDFUL_EVENTS=4, HEARTBEAT_SECONDS=0.0001)
+        fell_behind = 0
+        for seed in range(40):
+            chance = random.Random(seed)
+            broadcaster, published, wire = filled(1), 0, b""
+            with broadcaster.subscribe(ALERTS, history=0) as subscription:
+                frames, was_live = subscription.frames(), False
+                for _ in range(100):
+                    for _ in range(chance.choice((0, 0, 0, 1, 2, 9))):
+                        more = chance.choice((1, 1, 5))
+                        broadcaster.publish(*numbered(published, published + more))
+                        published += more
+                    for _ in range(chance.choice((0, 1, 1, 2, 3, 20))):
+                        frame = next(frames)
+                        if frame == sse.HEARTBEAT:
+                            break
+                        wire += frame
+                    fell_behind += was_live and not subscription.live
+                    was_live = subscription.live
+                wire += drain(subscription)
+                self.assertTrue(subscription.live)
+            self.assertEqual(numbers(wire), list(range(published)), seed)
+        self.assertGreater(fell_behind, 100)
+
     def test_the_end_comes_behind_what_is_queued(self):
         """What was offered before the end is still delivered, and the first reason stays."""
         broadcaster = filled(1)
@@ -831,15 +858,24 @@ class OneSubscription(Promises):
 
     def test_no_empty_line_comes_without_an_event(self):
         """Clients that dispatch at every empty line, as httpx-sse does, get data every time."""
-        broadcaster = filled(3)
+        self.setting(QUEUE_FRAMES=2)
         for wanted in FILTERS:
+            broadcaster = filled(3, history=3)
             with broadcaster.subscribe(wanted, "1-1") as subscription:
                 wire = drain(subscription) + sse.HEARTBEAT + sse.HEARTBEAT
-                broadcaster.publish_tick(broadcaster_tick(broadcaster) + 1000, events_of(0))
+                for n in range(3, 10):  # it falls behind, and its place is gone
+                    broadcaster.publish_tick(TICK + n * 1000, [*events_of(0), Event("deploy", {})])
                 wire += drain(subscription) + sse.HEARTBEAT
-            blocks = wire.split(b"\n\n")
-            self.assertEqual(blocks.pop(), b":\n")
-            self.assertTrue(all(b"\ndata: " in block for block in blocks), blocks)
+                broadcaster.publish(alert("error", "x"))
+                wire += drain(subscription)
+            fields = []
+            for line in wire.decode().split("\n")[:-1]:
+                if line:
+                    fields.append(line.partition(":")[0])
+                else:
+                    self.assertIn("data", fields)
+                    fields = []
+            self.assertEqual(wire.count(b"event: reset"), 2)
 
     def test_3000_alerts_in_one_loop_reach_every_sleeping_reader(self):
         """However they are scheduled, each thread gets each alert once, in order."""
@@ -1108,27 +1144,47 @@ class TheBroadcaster(Promises):
 
     def test_after_a_gap_every_client_is_told_and_goes_on(self):
         """`reset` comes in the open stream, before what is made up for; nothing old comes back."""
+        self.setting(QUEUE_FRAMES=3)
         broadcaster = filled(3)
-        with (
-            broadcaster.subscribe() as live,
-            broadcaster.subscribe(history=1000) as behind,
-        ):
-            drain(live)
+        filters = FILTERS[:4]  # the others do not ask for what is published here
+        with contextlib.ExitStack() as stack:
+
+            def subscribe(**options):
+                return [
+                    stack.enter_context(broadcaster.subscribe(wanted, **options))
+                    for wanted in filters
+                ]
+
+            live, full, behind = subscribe(), subscribe(), subscribe(history=1000)
+            for subscription in live + full:
+                drain(subscription)
+            for n in range(3, 6):
+                broadcaster.publish_tick(TICK + n * 1000, events_of(0))
+                for subscription in live:
+                    drain(subscription)
             broadcaster.begin_anew(TICK + 3_600_000)
-            broadcaster.publish(alert("info", "in between"))
+            broadcaster.publish(alert("info", "in between"), metric("cpu_usage", 1))
             for n in (0, 1):
                 broadcaster.publish_tick(TICK + 3_600_000 + n * 1000, events_of(0))
-            for subscription in (live, behind):
+            for subscription in live + full + behind:
                 events = parse(drain(subscription))
-                events = [event for event in events if event[0] not in ("status", "panels")]
-                self.assertEqual((events[0][0], events[0][1]["reason"]), ("reset", "expired"))
-                self.assertEqual(len(events), 1 + 1 + 16)
-                self.assertEqual(events[1][1]["message"], "in between")
+                kinds = [kind for kind, _, _ in events]
+                queued = ids(events[: kinds.index("reset")])
+                self.assertEqual(
+                    len({last.partition("-")[0] for last in queued}), 3 * (subscription in full)
+                )
+                events = events[kinds.index("reset") :]
+                self.assertEqual(events[0][1]["reason"], "expired")
+                self.assertEqual(kinds.count("reset"), 1)
+                events = [event for event in events if event[0] in ("alert", "metric")]
+                expected = read_all(broadcaster, subscription.wanted, history=7200)
+                self.assertEqual(events, [event for event in expected if event[0] != "status"])
+                self.assertIn(events[0][1].get("message", "in between"), "in between")
                 self.assertEqual(subscription.reason, "")
-        for last_id in (f"{TICK + 2000}-8", f"{TICK + 3_000_000}-1"):
+        for last_id in (f"{TICK + 5000}-8", f"{TICK + 3_000_000}-1"):
             events = read_all(broadcaster, last_event_id=last_id)
             self.assertEqual(events[0][1].get("reason"), "expired")
-            self.assertEqual(len(ids(events)), 17)
+            self.assertEqual(len(ids(events)), 18)
 
     def test_an_unknown_id_is_told_and_everything_held_follows(self):
         """What is no ID, or lies more than a minute ahead, is never an error: that would stop a
@@ -1229,10 +1285,49 @@ class TheBroadcaster(Promises):
             self.assertEqual(late.reason, "shutdown")
             list(late.frames())
 
-    def test_publishing_what_is_no_event_raises(self):
-        """publish() of what is no event raises TypeError, and names metric() and alert()."""
-        with self.assertRaisesRegex(TypeError, "metric\\(\\) and alert\\(\\)"):
-            filled(1).publish({"type": "metric"})
+    def test_what_is_published_at_once_is_one_batch(self):
+        """One frame of one moment, with IDs in a row; of nothing, nothing."""
+        broadcaster = filled(1)
+        with broadcaster.subscribe(Filter(frozenset({"metric", "alert"}))) as subscription:
+            drain(subscription)
+            self.setting(HEARTBEAT_SECONDS=0.0001)
+            broadcaster.publish()
+            self.assertEqual(next(subscription.frames()), sse.HEARTBEAT)
+            broadcaster.publish(metric("a", 1), alert("info", "x"), metric("b", 2))
+            broadcaster.publish(metric("c", 3))
+            events = parse(next(subscription.frames()))
+        self.assertEqual([data.get("name") for _, data, _ in events], ["a", None, "b"])
+        self.assertEqual(len({data["timestamp"] for _, data, _ in events}), 1)
+        found = [int(last.partition("-")[2]) for last in ids(events)]
+        self.assertEqual(found, list(range(found[0], found[0] + 3)))
+
+    def test_a_batch_that_cannot_be_published_is_not_published_in_part(self):
+        """What is no event raises TypeError, and names metric() and alert(). A metric's moment
+        before its newest raises ValueError."""
+        broadcaster = filled(1)
+        broadcaster.publish(metric("x", 1, at=TICK + 500), alert("info", "x", at=TICK + 500))
+        with broadcaster.subscribe(history=0) as subscription:
+            drain(subscription)
+            before = broadcaster.snapshot()
+            good = metric("new", 1), Event("deploy", {})
+            for wrong, error, words in (
+                (["text"], TypeError, "metric\\(\\) and alert\\(\\)"),
+                ([{"type": "metric"}], TypeError, "metric\\(\\) and alert\\(\\)"),
+                ([[metric("x", 1)]], TypeError, "metric\\(\\) and alert\\(\\)"),
+                ([metric("x", 2, at=TICK + 499.9)], ValueError, "later moment"),
+                ([metric("y", 2, at=9), metric("y", 2, at=8)], ValueError, "later moment"),
+            ):
+                with self.assertRaisesRegex(error, words):
+                    broadcaster.publish(*good, *wrong)
+            after = broadcaster.snapshot()
+            for name in ("events_published", "last_event_id"):
+                self.assertEqual(before[name], after[name])
+            self.assertNotIn("new", broadcaster.metric_names())
+            self.assertEqual(drain(subscription), b"")
+            # The moment of the newest is early enough, and an alert may be of any.
+            broadcaster.publish(metric("x", 2, at=TICK + 500), alert("info", "x", at=5), *good)
+            kinds = [kind for kind, _, _ in parse(drain(subscription))]
+        self.assertEqual(kinds, ["metric", "alert", "metric", "panels", "deploy"])
 
     def test_leaving_leaves_nothing(self):
         """When the last client of a filter has gone, nothing of it is kept."""
