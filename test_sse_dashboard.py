@@ -3382,7 +3382,7 @@ for host in sys.argv[1:]:
 
     def test_a_stuck_client_does_not_delay_the_end(self):
         """One that never reads is cut at the end: still within 2 s."""
-        with Command("--interval", "0.05", "--history", "1000") as command:
+        with Command("--interval", "0.05", "--history", "200") as command:
             stuck = Stream(command.address, "/api/events/all?history=1000", receive_buffer=2048)
             stuck.opened()
             status, errors, seconds = command.end()
@@ -3392,7 +3392,7 @@ for host in sys.argv[1:]:
 
     def test_a_second_ctrl_c_leaves_at_once(self):
         """A second Ctrl-C, while streams still end, ends the process at once, by the signal."""
-        with Command("--interval", "0.05", "--history", "1000") as command:
+        with Command("--interval", "0.05", "--history", "200") as command:
             stuck = [
                 Stream(
                     command.address, "/api/events/all?history=1000", receive_buffer=2048
@@ -3415,7 +3415,7 @@ for host in sys.argv[1:]:
     def test_the_port_can_be_taken_again_at_once(self):
         """A server started where one has just ended, with open streams, gets its port."""
         port = 0
-        for _ in range(10):
+        for _ in range(4):
             with Command(port=port) as command:
                 self.assertTrue(command.address, command.url)
                 port = command.address[1]
