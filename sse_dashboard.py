@@ -550,7 +550,8 @@ class Broadcaster:
         with self._lock:
             if not subscription.reason:
                 subscription.reason = reason
-                self._fall_behind(subscription, self._last)
+                if subscription.live:  # else its thread may be reading on from its place just now
+                    self._fall_behind(subscription, self._last)
 
     def close(self) -> None:
         """Ends every stream, and each that is yet to come."""

@@ -846,6 +846,29 @@ class OneSubscription(Promises):
             broadcaster.end(subscription, "closed")
             self.assertEqual(ids(parse(b"".join(subscription.frames()))), [])
 
+    def test_a_client_that_sleeps_is_woken(self):
+        """By a gap and by the end, at once: not by the next event, nor by the next heartbeat."""
+        self.setting(HEARTBEAT_SECONDS=6 * DEADLINE)
+        broadcaster, got, told = filled(1), [], threading.Event()
+
+        def read(subscription):
+            for frame in subscription.frames():
+                got.append(frame)
+                if b"event: reset" in frame:
+                    told.set()
+
+        with broadcaster.subscribe(ALERTS, history=0) as subscription:
+            reader = threading.Thread(target=read, args=[subscription], daemon=True)
+            reader.start()
+            self.assertTrue(eventually(lambda: subscription.live))
+            broadcaster.begin_anew(TICK + 3_600_000)
+            self.assertTrue(told.wait(DEADLINE))
+            self.assertTrue(eventually(lambda: subscription.live))
+            broadcaster.end(subscription, "closed")
+            reader.join(DEADLINE)
+            self.assertFalse(reader.is_alive())
+        self.assertEqual([kind for kind, _, _ in parse(b"".join(got))], ["reset"])
+
     def test_silence_is_filled_with_comments(self):
         """After HEARTBEAT_SECONDS without a frame comes a comment, and not before."""
         broadcaster = filled(1)
@@ -1162,7 +1185,11 @@ class TheBroadcaster(Promises):
                 broadcaster.publish_tick(TICK + n * 1000, events_of(0))
                 for subscription in live:
                     drain(subscription)
+            broadcaster.publish_tick(TICK + 6000, [Event("deploy", {})])
             broadcaster.begin_anew(TICK + 3_600_000)
+            self.assertEqual(broadcaster.metric_names(), [])
+            (*_, (_, shown, _)) = parse(drain(stack.enter_context(broadcaster.subscribe())))
+            self.assertEqual(shown["types"], [])
             broadcaster.publish(alert("info", "in between"), metric("cpu_usage", 1))
             for n in (0, 1):
                 broadcaster.publish_tick(TICK + 3_600_000 + n * 1000, events_of(0))
@@ -1180,6 +1207,8 @@ class TheBroadcaster(Promises):
                 expected = read_all(broadcaster, subscription.wanted, history=7200)
                 self.assertEqual(events, [event for event in expected if event[0] != "status"])
                 self.assertIn(events[0][1].get("message", "in between"), "in between")
+                found = [tuple(map(int, last.split("-"))) for last in ids(events)]
+                self.assertEqual(found, sorted(set(found)))
                 self.assertEqual(subscription.reason, "")
         for last_id in (f"{TICK + 5000}-8", f"{TICK + 3_000_000}-1"):
             events = read_all(broadcaster, last_event_id=last_id)
@@ -1272,6 +1301,76 @@ class TheBroadcaster(Promises):
                 done.set()
                 publisher.join(DEADLINE)
         self.assertGreater(joined, 50)
+
+    def test_whatever_threads_do_at_the_same_time(self):
+        """Several publish, ticks pass, and clients join, read, are slow, are ended, and resume:
+        each has each event once, in order."""
+        self.setting(QUEUE_FRAMES=3, HANDFUL_EVENTS=5, HEARTBEAT_SECONDS=6 * DEADLINE)
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(1e-5)  # so that the threads get into each other's way
+        broadcaster, done = sse.Broadcaster(1.0, 3600), threading.Event()
+        broadcaster.publish_tick(TICK, [])
+        open_now, got, ends = {}, {}, []
+
+        def publish(seed):
+            chance = random.Random(seed)
+            for _ in range(150):
+                broadcaster.publish(*numbered(0, chance.choice((1, 1, 4))))
+                done.wait(chance.choice((0, 0, 0.002)))
+
+        def pass_time():
+            for n in range(1, 60):
+                broadcaster.publish_tick(TICK + n * 1000, events_of(0))
+                done.wait(0.005)
+
+        def end_streams():
+            chance = random.Random(7)
+            while not done.wait(0.001):
+                if some := list(open_now.values()):
+                    broadcaster.end(chance.choice(some), "closed")
+
+        def read(seed):
+            chance, found, last_seen = random.Random(seed), [], ""
+            while True:
+                with broadcaster.subscribe(ALERTS, last_seen, history=3600) as subscription:
+                    open_now[seed] = subscription
+                    stop_at = chance.choice((3, 30, 10_000))
+                    for count, frame in enumerate(subscription.frames()):
+                        found += parse(frame)
+                        if count == stop_at or (found and found[-1][1]["message"] == "the last"):
+                            break
+                        if seed % 4 == 0:
+                            done.wait(0.001)  # a slow reader
+                    else:
+                        ends.append(subscription.reason)
+                    del open_now[seed]
+                if found:
+                    last_seen = found[-1][2]
+                    if found[-1][1]["message"] == "the last":
+                        got[seed] = found
+                        return
+
+        def start(work, *arguments):
+            thread = threading.Thread(target=work, args=arguments, daemon=True)
+            thread.start()
+            return thread
+
+        readers = [start(read, seed) for seed in range(8)]
+        ending = start(end_streams)
+        for thread in [*(start(publish, seed) for seed in range(3)), start(pass_time)]:
+            thread.join(DEADLINE)
+        broadcaster.publish(alert("info", "the last"))
+        done.set()
+        for thread in [*readers, ending]:
+            thread.join(DEADLINE)
+        everything = read_all(broadcaster, ALERTS, history=3600)
+        self.assertGreater(len(everything), 59 + 3 * 150)
+        found = [tuple(map(int, last.split("-"))) for last in ids(everything)]
+        self.assertEqual(found, sorted(set(found)))
+        self.assertEqual(sorted(got), list(range(8)))
+        for seed, events in got.items():
+            self.assertEqual(ids(events), ids(everything), seed)
+        self.assertEqual(set(ends), {"closed"})
 
     def test_after_the_end(self):
         """Publishing raises, with a sentence; a subscription that comes late ends at once."""
