@@ -276,6 +276,8 @@ class Panel:
             raise TypeError(f"a panel's metrics are names with labels, not {self.metrics!r}")
         if not all(isinstance(text, str) for pair in self.metrics.items() for text in pair):
             raise TypeError(f"a metric's name and label are texts, not {self.metrics!r}")
+        if any(not name or "," in name for name in self.metrics):
+            raise ValueError(f"a metric's name is not empty and has no comma: {self.metrics!r}")
         if not isinstance(self.thresholds, Mapping) or not self.thresholds.keys() <= set(TROUBLE):
             raise ValueError(f"thresholds are for {' and '.join(TROUBLE)}: {self.thresholds!r}")
         for number in (self.min, self.max, *self.thresholds.values()):
@@ -289,8 +291,9 @@ class Panel:
             raise ValueError("a gauge shows one metric, and needs a min and a max")
         if list(self.limits) != sorted(set(self.limits)):
             raise ValueError(f"a worse level has a higher threshold: {self.thresholds!r}")
-        if self.decimals is not None and self.decimals not in range(10):
+        if self.decimals is True or self.decimals not in (None, *range(10)):
             raise ValueError(f"a panel's decimals are a number from 0 to 9, not {self.decimals!r}")
+        to_json(self.as_fields()).encode()  # raises for what no stream could say, as an Event does
 
     @property
     def limits(self) -> tuple[float, ...]:
@@ -429,6 +432,9 @@ class Broadcaster:
         panels: Sequence[Panel] = (),
     ) -> None:
         check_times(interval, history)
+        if not isinstance(title, str):
+            raise TypeError(f"a title is a text, not {title!r}")
+        title.encode()  # raises UnicodeEncodeError, a ValueError, for half a surrogate pair
         self.interval_ms = round(interval * 1000)
         self.history_ms = round(history * 1000)
         self.instance = os.urandom(4).hex()  # another at each start: how a client sees a restart

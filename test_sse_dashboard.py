@@ -38,6 +38,7 @@ import tempfile
 import termios
 import threading
 import time
+import types
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -3662,9 +3663,14 @@ class AsAModule(Promises):
             ({"history": 3600, "interval": 0.05, "sources": []}, ValueError, "20000 ticks"),
             ({"max_clients": 0}, ValueError, "max_clients"),
             ({"interval": 0.5, "sources": [Simulation()]}, ValueError, "0.5 s"),
+            ({"max_clients": 100_001}, ValueError, "max_clients"),
             ({"sources": [None]}, TypeError, "events_at"),
             ({"panels": [{"title": "x"}]}, TypeError, "Panel"),
             ({"panels": [load, load]}, ValueError, "load is in two panels"),
+            ({"panels": sse.PANELS[:1]}, ValueError, "cpu_usage is in two panels"),
+            ({"sources": [Counting(), Simulation(), Simulation()]}, ValueError, "two panels"),
+            ({"title": 5}, TypeError, "title"),
+            ({"title": "\ud800"}, ValueError, "surrogate"),
         ):
             with self.assertRaisesRegex(error, words):
                 sse.DashboardServer(port=0, **options)
@@ -3678,16 +3684,29 @@ class AsAModule(Promises):
             (("x", {}), {}, "metrics"),
             (("x", ["x"]), {}, "metrics"),
             (("x", {"x": 5}), {}, "label"),
+            (("x", {5: "x"}), {}, "label"),
+            (("x", {"": "x"}), {}, "not empty"),
+            (("x", {"a,b": "x"}), {}, "comma"),
+            (("\ud800", one), {}, "surrogate"),
+            (("x", {"x": "\ud800"}), {}, "surrogate"),
+            (("x", types.MappingProxyType(one)), {}, "mappingproxy"),
             (("x", one), {"min": "0"}, "finite numbers"),
             (("x", one), {"max": float("inf")}, "finite numbers"),
+            (("x", one), {"min": float("nan")}, "finite numbers"),
+            (("x", one), {"max": True}, "finite numbers"),
             (("x", one), {"min": 5, "max": 5}, "below its max"),
             (("x", one), {"gauge": "dial", "min": 0, "max": 1}, "arc"),
             (("x", one), {"gauge": "arc"}, "min and a max"),
             (("x", {"x": "", "y": ""}), {"gauge": "bar", "min": 0, "max": 1}, "one metric"),
             (("x", one), {"thresholds": {"fatal": 5}}, "warning and error"),
+            (("x", one), {"thresholds": [5]}, "warning and error"),
             (("x", one), {"thresholds": {"warning": 5, "error": 5}}, "higher"),
+            (("x", one), {"thresholds": {"error": 4, "warning": 5}}, "higher"),
             (("x", one), {"thresholds": {"warning": True}}, "finite numbers"),
             (("x", one), {"decimals": 2.5}, "decimals"),
+            (("x", one), {"decimals": -1}, "decimals"),
+            (("x", one), {"decimals": 10}, "decimals"),
+            (("x", one), {"decimals": True}, "decimals"),
         ):
             with self.assertRaisesRegex((TypeError, ValueError), words):
                 sse.Panel(*arguments, **options)
