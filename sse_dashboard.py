@@ -497,8 +497,7 @@ class Broadcaster:
         Every client is behind now, from a place that is gone: catch_up() tells it of that."""
         with self._lock:
             for subscription in self._subscriptions:
-                if subscription.live:
-                    self._fall_behind(subscription, self._last)
+                self._fall_behind(subscription, self._last)
             self._history.clear()
             self._newest.clear()
             self._last = self._gone = (tick - self.interval_ms, 0)
@@ -556,8 +555,7 @@ class Broadcaster:
         with self._lock:
             if not subscription.reason:
                 subscription.reason = reason
-                if subscription.live:  # else its thread may be reading on from its place just now
-                    self._fall_behind(subscription, self._last)
+                self._fall_behind(subscription, self._last)
 
     def close(self) -> None:
         """Ends every stream, and each that is yet to come."""
@@ -640,10 +638,13 @@ class Broadcaster:
                     time.sleep(REST_SECONDS)
 
     def _fall_behind(self, subscription: Subscription, place: EventID) -> None:
-        """No more frames for this client. Its thread reads what is queued, and then looks again."""
-        subscription.live = False
-        subscription.place = place
-        subscription.wake()
+        """No more frames for this client. Its thread reads what is queued, and then looks again.
+
+        One that is behind already keeps its own place: its thread reads on from there."""
+        if subscription.live:
+            subscription.live = False
+            subscription.place = place
+            subscription.wake()
 
     def _position(self, last_event_id: str, history: float) -> tuple[str, EventID]:
         """Why a client must start over ("" if it need not), and its place."""

@@ -163,6 +163,13 @@ def eventually(condition, seconds=DEADLINE):
     return True
 
 
+def join_all(threads):
+    """Waits until they have ended, or until the deadline of all."""
+    end = time.monotonic() + DEADLINE
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+
+
 def events_of(tick, count=7, alerts=1):
     """A tick's worth of events that say where they belong."""
     return [
@@ -820,6 +827,32 @@ class OneSubscription(Promises):
             self.assertEqual(numbers(wire), list(range(published)), seed)
         self.assertGreater(fell_behind, 100)
 
+    def test_in_whatever_order_with_a_short_history(self):
+        """Nothing is left out but where a `reset` says so, and behind it comes all that is held."""
+        self.setting(QUEUE_FRAMES=3, HANDFUL_EVENTS=4, HEARTBEAT_SECONDS=0.0001)
+        resets = 0
+        for seed in range(40):
+            chance = random.Random(seed)
+            broadcaster, published, expected = filled(1, history=2, alerts=0), 0, 0
+            with broadcaster.subscribe(ALERTS, history=0) as subscription:
+                frames = subscription.frames()
+                next(frames)
+                for tick in range(1, 60):
+                    more = chance.choice((0, 1, 2, 9))
+                    batch = numbered(published, published + more)
+                    broadcaster.publish_tick(TICK + tick * 1000, batch)
+                    published += more
+                    for _ in range(chance.choice((0, 0, 1, 2, 20))):
+                        frame = next(frames)
+                        if b"event: reset" in frame:
+                            resets += 1
+                            held = read_all(broadcaster, ALERTS, "0-0")
+                            expected = int(held[1][1]["message"][1:]) if held[1:] else published
+                        got = numbers(frame)
+                        self.assertEqual(got, list(range(expected, expected + len(got))), seed)
+                        expected += len(got)
+        self.assertGreater(resets, 30)
+
     def test_the_end_comes_behind_what_is_queued(self):
         """What was offered before the end is still delivered, and the first reason stays."""
         broadcaster = filled(1)
@@ -846,6 +879,25 @@ class OneSubscription(Promises):
         with broadcaster.subscribe(history=1000) as subscription:
             broadcaster.end(subscription, "closed")
             self.assertEqual(ids(parse(b"".join(subscription.frames()))), [])
+
+    def test_the_end_while_it_is_catching_up(self):
+        """It comes, and nothing is left out before it: who resumes would never get that."""
+
+        class EndsJustThen(sse.Broadcaster):
+            def catch_up(self, subscription):
+                self.end(subscription, "closed")
+                self.publish(*numbered(1, 2))
+                return super().catch_up(subscription)
+
+        self.setting(HEARTBEAT_SECONDS=0.001)
+        for history, first in ((10, 0), (0, 1)):
+            broadcaster = EndsJustThen()
+            broadcaster.publish_tick(TICK, numbered(0, 1))
+            with broadcaster.subscribe(ALERTS, history=history) as subscription:
+                frames = list(itertools.islice(subscription.frames(), 9))
+            self.assertNotIn(sse.HEARTBEAT, frames)
+            got = numbers(b"".join(frames))
+            self.assertEqual(got, list(range(first, first + len(got))))
 
     def test_a_client_that_sleeps_is_woken(self):
         """By a gap and by the end, at once: not by the next event, nor by the next heartbeat."""
@@ -921,8 +973,7 @@ class OneSubscription(Promises):
                 readers[-1].start()
             for event in numbered(0, 3000):
                 broadcaster.publish(event)
-            for reader in readers:
-                reader.join(DEADLINE)
+            join_all(readers)
         self.assertEqual(got, [list(range(3000))] * 8)
 
 
@@ -1310,6 +1361,7 @@ class TheBroadcaster(Promises):
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(1e-5)  # so that the threads get into each other's way
         broadcaster, done = sse.Broadcaster(1.0, 3600), threading.Event()
+        self.addCleanup(broadcaster.close)
         broadcaster.publish_tick(TICK, [])
         open_now, got, ends = {}, {}, []
 
@@ -1358,12 +1410,10 @@ class TheBroadcaster(Promises):
 
         readers = [start(read, seed) for seed in range(8)]
         ending = start(end_streams)
-        for thread in [*(start(publish, seed) for seed in range(3)), start(pass_time)]:
-            thread.join(DEADLINE)
+        join_all([*(start(publish, seed) for seed in range(3)), start(pass_time)])
         broadcaster.publish(alert("info", "the last"))
         done.set()
-        for thread in [*readers, ending]:
-            thread.join(DEADLINE)
+        join_all([*readers, ending])
         everything = read_all(broadcaster, ALERTS, history=3600)
         self.assertGreater(len(everything), 59 + 3 * 150)
         found = [tuple(map(int, last.split("-"))) for last in ids(everything)]
