@@ -112,7 +112,9 @@ CATCH_UP_SECONDS = 60.0  # a pause up to this, or as far as history goes, is mad
 QUEUE_FRAMES = 100  # that a live client may be late: what does not fit it reads from the history
 HANDFUL_EVENTS = 64  # read from the history and written at a time: some 10 KB
 SEND_BUFFER_BYTES = 16 * 1024  # the kernel's share of what a client is late: by default it is hours
-SEND_TIMEOUT_SECONDS = 10  # whole ones: who takes or acknowledges nothing for this long is gone
+SEND_TIMEOUT_SECONDS = 10.0  # a client that takes nothing for this long is gone, ...
+SLOWEST_BYTES = 4096  # ... beyond the time in which it reads, at so many a second, what its own
+BUFFERED_SECONDS = 30.0  # ... kernel took for it: up to this
 CLIENTS_AT_ONCE = 128  # woken before publishing rests. Woken all at once, 1,000 threads queue up
 REST_SECONDS = 0.0001  # ... for the interpreter's lock, and cost up to 4 times the CPU
 
@@ -955,8 +957,9 @@ class Handler(BaseHTTPRequestHandler):
     server: DashboardServer
     rfile: io.BufferedReader
     rbufsize = 1024  # the head of a request is shorter: 7 KiB less for each client
-    # Where SO_SNDTIMEO is in other units, a timeout ends a write to a peer that takes nothing.
-    timeout = SEND_TIMEOUT_SECONDS if sys.platform == "win32" else None
+    # Where the kernel does not say what a client takes, a write has to end in time. On Linux a
+    # timeout would only add a poll() to every write.
+    timeout = None if sys.platform == "linux" else SEND_TIMEOUT_SECONDS
     protocol_version = "HTTP/1.1"
     requestline = command = ""  # for an answer before the request was read
     request_version = "HTTP/1.1"
@@ -1103,21 +1106,14 @@ class Handler(BaseHTTPRequestHandler):
 # --- Server: sockets and lifetimes ---------------------------------------------------------------
 
 # Set on the listening socket, and inherited by those it accepts. What a system lacks is left out.
-SOCKET_OPTIONS: list[tuple[str, str, int | bytes]] = [
+SOCKET_OPTIONS = [
     ("IPPROTO_TCP", "TCP_NODELAY", 1),  # a frame is one write: there is nothing to wait for
-    ("IPPROTO_TCP", "TCP_USER_TIMEOUT", SEND_TIMEOUT_SECONDS * 1000),  # for a peer that vanished
     ("SOL_SOCKET", "SO_SNDBUF", SEND_BUFFER_BYTES),
     ("IPPROTO_IPV6", "IPV6_V6ONLY", 0),  # `::` is for IPv4 too; an IPv4 socket does not need it
 ]
 if sys.platform == "win32":
     # Without it another program could take the same port. SO_REUSEADDR means just that there.
     SOCKET_OPTIONS.append(("SOL_SOCKET", "SO_EXCLUSIVEADDRUSE", 1))
-else:
-    # settimeout() would do the same, but adds a poll() to every write.
-    SOCKET_OPTIONS.append(
-        ("SOL_SOCKET", "SO_SNDTIMEO", struct.pack("@ll", SEND_TIMEOUT_SECONDS, 0))
-    )
-
 
 NO_PLACE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
@@ -1125,6 +1121,7 @@ NO_PLACE = (
     b"Retry-After: %d\r\nConnection: close\r\nContent-Length: 68\r\n\r\n"
     b'{"error": "There is no place for another connection; try again later."}\n'
 ) % RETRY_AFTER_SECONDS
+THROW_AWAY = struct.pack("ii", 1, 0)  # a value of SO_LINGER: nothing is kept after a close
 STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no descriptor to be had
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH)  # how the kernel may call a vanished peer
 
@@ -1159,8 +1156,47 @@ def why_it_ended(connection: socket.socket, problem: OSError | None) -> str:
             if not number:
                 return ""
             problem = OSError(number, os.strerror(number))  # nobody was told yet
-    is_silence = isinstance(problem, (BlockingIOError, TimeoutError))
-    return "stalled" if is_silence or getattr(problem, "errno", 0) in UNREACHABLE else "closed"
+        else:
+            return "closed"
+    if isinstance(problem, TimeoutError) or problem.errno in UNREACHABLE:
+        return "stalled"
+    return "closed"
+
+
+# In Linux's struct tcp_info: the packets in flight, the bytes that the peer has acknowledged, and
+# the bytes that are yet to be sent.
+TCP_INFO = struct.Struct("=24xI92xQ16xI")
+
+
+class OpenStream:
+    """A stream, and how long its client may go on taking nothing.
+
+    TCP_USER_TIMEOUT and a timeout of a write would be shorter, but end slow readers: the kernel of
+    a client takes what it has room for, some 100 KB, and makes no more room until half of that was
+    read. For half a minute nothing tells a slow reader from one that does not read."""
+
+    def __init__(self, connection: socket.socket, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self._connection = connection
+        self._taken = 0  # bytes
+        self._patience = SEND_TIMEOUT_SECONDS
+
+    def is_stalled(self, passed: float) -> bool:
+        """Whether the patience has ended. `passed` is in seconds, since this was asked before.
+
+        It begins anew when there is nothing to take, and grows with what is taken."""
+        if sys.platform != "linux":
+            return False  # the timeout of a write has to do: see Handler
+        with suppress(OSError, struct.error):
+            info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+            in_flight, taken, unsent = TCP_INFO.unpack(info)
+            self._patience -= passed
+            if taken > self._taken or not (in_flight or unsent):
+                patience = max(self._patience, SEND_TIMEOUT_SECONDS)
+                patience += (taken - self._taken) / SLOWEST_BYTES
+                self._patience = min(patience, SEND_TIMEOUT_SECONDS + BUFFERED_SECONDS)
+                self._taken = taken
+        return self._patience < 0
 
 
 # What asks a program to end: Ctrl-C, `kill`, and on Windows Ctrl-Break.
@@ -1250,8 +1286,9 @@ class DashboardServer(ThreadingHTTPServer):
         self._books = threading.Condition()
         self.deadlines: dict[socket.socket, float] = {}  # of each connection that has a place
         self._lingering: dict[socket.socket, float] = {}  # answered: until when each may stay
+        self._streams: dict[socket.socket, OpenStream] = {}
         self._ended = dict.fromkeys(REASONS, 0)
-        self._watch_at = 0.0
+        self._watched_at = time.monotonic()
         self._starved = self._blind = False  # so that a lasting trouble is logged once
         self._down = threading.Event()
         host = host.removeprefix("[").removesuffix("]")  # as an address with a port has it
@@ -1414,7 +1451,8 @@ class DashboardServer(ThreadingHTTPServer):
         with self.broadcaster.subscribe(*request) as subscription:
             with self._books, suppress(ValueError):  # closed: this thread came late to the end
                 self.deadlines[connection] = math.inf
-                self._watched.register(connection, selectors.EVENT_READ, subscription)
+                self._streams[connection] = OpenStream(connection, subscription)
+                self._watched.register(connection, selectors.EVENT_READ)
             try:
                 self.stream_opened(address, path)
                 yield subscription
@@ -1424,6 +1462,7 @@ class DashboardServer(ThreadingHTTPServer):
             finally:
                 with self._books, suppress(KeyError, ValueError):  # closed, too
                     self._ended[subscription.reason] += 1
+                    del self._streams[connection]
                     self._watched.unregister(connection)
                 seconds = time.monotonic() - started_at
                 reason, events = subscription.reason, subscription.events
@@ -1432,12 +1471,16 @@ class DashboardServer(ThreadingHTTPServer):
     def end_stream(
         self, connection: socket.socket, subscription: Subscription, problem: OSError | None
     ) -> None:
-        """Ends a stream whose socket raised a problem, or whose input ended (None).
+        """Ends a stream whose socket raised a problem, or whose input ended (None). A client that
+        takes nothing is a TimeoutError.
 
         Both the client's thread and the serve thread may notice, in any order."""
         with self._books:
             if reason := why_it_ended(connection, problem):
                 self.broadcaster.end(subscription, reason)
+                if reason == "stalled":  # what it has not taken would stay in the kernel's memory
+                    with suppress(OSError):
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, THROW_AWAY)
                 hang_up(connection)  # its thread may be in the middle of a write
 
     def close_request(self, request: Any) -> None:
@@ -1460,11 +1503,16 @@ class DashboardServer(ThreadingHTTPServer):
     def service_actions(self) -> None:
         """Looks after all connections. Called by serve_forever() at least every WATCH_SECONDS."""
         now = time.monotonic()
-        if now < self._watch_at:
+        passed = now - self._watched_at
+        if passed < WATCH_SECONDS:
             return
-        self._watch_at = now + WATCH_SECONDS
+        self._watched_at = now
+        passed = min(passed, 2 * WATCH_SECONDS)  # the process may have been stopped meanwhile
         try:
             with self._books:
+                for connection, stream in self._streams.items():
+                    if stream.is_stalled(passed):
+                        self.end_stream(connection, stream.subscription, TimeoutError())
                 for connection, deadline in self.deadlines.items():
                     if deadline < now:
                         hang_up(connection)
@@ -1472,7 +1520,7 @@ class DashboardServer(ThreadingHTTPServer):
                     if deadline < now:
                         self._let_go(connection)
                 for key, _ in self._watched.select(0):
-                    self._look_at(key.fileobj, key.data)
+                    self._look_at(key.fileobj)
             self._blind = False
         except Exception:  # it must not end the serve thread: nobody would be accepted any more
             if not self._blind:
@@ -1481,7 +1529,7 @@ class DashboardServer(ThreadingHTTPServer):
 
     # What follows is called with the books.
 
-    def _look_at(self, connection: Any, subscription: Subscription | None = None) -> None:
+    def _look_at(self, connection: Any) -> None:
         """Throws away what a client sent unasked, and notices when it has left."""
         problem = None
         try:
@@ -1491,8 +1539,8 @@ class DashboardServer(ThreadingHTTPServer):
             return
         except OSError as raised:
             problem = raised
-        if subscription:
-            self.end_stream(connection, subscription, problem)
+        if stream := self._streams.get(connection):
+            self.end_stream(connection, stream.subscription, problem)
         else:
             self._let_go(connection)
 

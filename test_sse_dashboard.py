@@ -2624,42 +2624,75 @@ class Connections(Promises):
                 wire += chunk
             self.assertEqual(numbers(wire), list(range(last[0] + 1)))
 
-    def test_a_client_that_takes_nothing_is_cut_after_the_time_out(self):
-        """Where its queue does not fill, the time-out of a write ends it, as stalled."""
-        timeout = ("SOL_SOCKET", "SO_SNDTIMEO", struct.pack("@ll", 0, 200_000))
-        options = [
-            option
-            for option in sse.SOCKET_OPTIONS
-            if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")
-        ]
-        self.setting(SOCKET_OPTIONS=(*options, timeout))
+    @ON_LINUX
+    def test_a_client_that_takes_nothing_is_stalled(self):
+        """After SEND_TIMEOUT_SECONDS, whether its queue fills or not. What it has not taken is
+        thrown away, and others go on."""
+        self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=10_000_000)
         server = self.serve()
-        self.stream(server, receive_buffer=2048).opened()
-        big = [alert("info", "x" * 500_000)]
-        server.tick(big)
+        other = self.stream(server).opened()
+        frozen = self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
+        server.tick([alert("info", "x" * 500_000)])
         self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
         self.assertEqual(server.status()["ended"]["stalled"], 1)
+        with self.assertRaises(ConnectionResetError):
+            while frozen.read():
+                pass
+        other.until(lambda stream: len(ids(stream.events)) == 9)
+
+    @ON_LINUX
+    def test_a_slow_reader_is_not_taken_for_one_that_takes_nothing(self):
+        """At SLOWEST_BYTES a second nobody is stalled, though a kernel that holds much for its
+        client takes nothing for longer than SEND_TIMEOUT_SECONDS."""
+        rate = 100_000
+        self.setting(SEND_TIMEOUT_SECONDS=0.5, SLOWEST_BYTES=rate, QUEUE_FRAMES=5)
+        server = self.serve(0)
+        for _ in range(300):
+            server.tick([alert("info", "x" * 1200)])
+        slow = {}
+        for size in (0, 2048, 8192):
+            stream = self.stream(server, "/api/events/alerts?history=300", receive_buffer=size)
+            slow[stream.opened()] = 0
+        start, pause = time.monotonic(), threading.Event()
+        while (spent := time.monotonic() - start) < 3:
+            for stream, taken in slow.items():
+                if (due := int(rate * spent) - taken) > 0:
+                    slow[stream] += len(stream.socket.recv(due))
+            pause.wait(0.02)
+        self.assertEqual((server.closed, server.status()["connections"]), ([], 3))
+
+    @ON_LINUX
+    def test_time_in_which_the_process_was_stopped_counts_for_no_client(self):
+        """After a pause of minutes nobody is stalled for what could not be taken meanwhile."""
+        clock = FakeTime()
+        self.setting(SEND_TIMEOUT_SECONDS=60.0)
+        server = self.serve()
+        self.stream(server, receive_buffer=2048).opened()
+        silent = [self.stream(server, "/api/events/alerts?level=error").opened() for _ in range(2)]
+        server.tick([alert("info", "x" * 500_000)])
+        with mock.patch.object(sse, "time", clock):
+            for number, pause in enumerate((0, 1000)):
+                clock.steady = pause
+                silent[number].socket.close()  # noticed by the look at all connections alone
+                self.assertTrue(eventually(lambda: len(server.closed) > number))
+        self.assertEqual(server.closed, ["closed"] * 2)
 
     @unittest.skipUnless(
         hasattr(socket, "TCP_USER_TIMEOUT"), "TCP_USER_TIMEOUT is missing: run it on Linux"
     )
-    def test_the_kernel_ends_a_peer_that_acknowledges_nothing(self):
-        """A frozen peer behind a closed window: TCP_USER_TIMEOUT ends the connection, on a stream
-        of comments alone."""
-        options = [
-            option
-            for option in sse.SOCKET_OPTIONS
-            if option[1] not in ("SO_SNDTIMEO", "TCP_USER_TIMEOUT")
-        ]
+    def test_a_peer_that_the_kernel_gives_up_is_stalled_too(self):
+        """Whether the thread that writes is told of it, or the one that looks at all."""
         self.setting(
-            SOCKET_OPTIONS=(*options, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)),
+            SOCKET_OPTIONS=(*sse.SOCKET_OPTIONS, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500)),
             HEARTBEAT_SECONDS=0.2,
         )
         server = self.serve()
-        frozen = self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
-        server.tick([alert("info", "x" * 200_000)])
-        self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
-        frozen.socket.close()
+        for size in (15_000, 200_000):  # the thread writes heartbeats; it waits in a write
+            for _ in range(10):
+                self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
+            server.tick([alert("info", "x" * size)])
+            self.assertTrue(eventually(lambda: not server.status()["connections"]))
+        self.assertEqual(server.closed, ["stalled"] * 20)
 
     def test_each_accepted_socket_has_the_options(self):
         """They are set on the listening socket, and the system hands them on."""
@@ -2670,29 +2703,18 @@ class Connections(Promises):
         self.assertLessEqual(
             connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 4 * sse.SEND_BUFFER_BYTES
         )
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            self.assertEqual(
-                connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 10_000
-            )
-            seconds, _ = struct.unpack(
-                "@ll", connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, 16)
-            )
-            self.assertEqual(seconds, 10)
 
     @ON_LINUX
     def test_a_peer_that_vanishes_without_a_word_is_gone(self):
         """Its side drops every packet: a heartbeat finds out, on a silent stream, and nobody else
         notices."""
-        self.setting(
-            SOCKET_OPTIONS=((*sse.SOCKET_OPTIONS, ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 500))),
-            HEARTBEAT_SECONDS=0.2,
-        )
+        self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=10_000_000, HEARTBEAT_SECONDS=0.2)
         server = self.serve()
         other = self.stream(server).opened()
         vanished = self.stream(server, "/api/events/alerts?level=error").opened()
         drop_everything(vanished.socket)
         self.assertTrue(eventually(lambda: server.closed), "never noticed")
-        self.assertEqual((len(server.closed), server.broadcaster.snapshot()["connections"]), (1, 1))
+        self.assertEqual((server.closed, server.status()["connections"]), (["stalled"], 1))
         other.until_id(server.tick())
 
     def test_200_that_never_read_hold_up_nobody(self):
@@ -3094,11 +3116,9 @@ class Connections(Promises):
         self.assertEqual(server.closed, ["shutdown"])
 
     def test_systems_that_lack_something(self):
-        """Without TCP_USER_TIMEOUT, SO_SNDTIMEO, SCHED_BATCH, IPv6 options or the resource module
-        the server serves."""
+        """Without SCHED_BATCH, IPv6 options or the resource module the server serves. Where the
+        kernel does not say what a client takes, a write that lasts ends its stream."""
         for holder, name in (
-            (socket, "TCP_USER_TIMEOUT"),
-            (socket, "SO_SNDTIMEO"),
             (os, "SCHED_BATCH"),
             (os, "sched_setscheduler"),
             (socket, "IPV6_V6ONLY"),
@@ -3120,6 +3140,15 @@ class Connections(Promises):
             HandDriven() as server,
         ):
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
+        with (
+            mock.patch.object(sse, "sys", mock.Mock(wraps=sys, platform="another")),
+            mock.patch.object(sse.Handler, "timeout", 0.3),
+            HandDriven() as server,
+            Stream(server.server_address, receive_buffer=2048) as stream,
+        ):
+            stream.opened()
+            server.tick([alert("info", "x" * 500_000)])
+            self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
 
     def test_hosts(self):
         """IPv4, IPv6 and names; `::` answers IPv4 too; the URL is one that a browser can open."""
