@@ -820,7 +820,8 @@ COMMENT = re.compile(rb"^ *(/\*.*?\*/|//[^\n]*)\n", re.DOTALL | re.MULTILINE)  #
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 TARGET = rb"[!\"$-~]+"
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") (" + TARGET + rb") (HTTP/([0-9])\.[0-9])")
-FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):[ \t]*([ -~\t\x80-\xff]*)")
+# White space around a value is taken off later: a pattern for it would try each way to divide it.
+FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):([ -~\t\x80-\xff]*)")
 NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*"
 HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|{NAME})(?::[0-9]*)?"
 ORIGIN = re.compile(rf"https?://(?=[^:/?]){HOST}(?=[/?]|\Z)/?", re.IGNORECASE)  # before a path
@@ -851,8 +852,10 @@ def head_lines(file: io.BufferedReader) -> Iterator[bytes]:
             raise too_long
         if not line.endswith(b"\n"):
             raise Problem(400, "The request ends before its head does.")
-        yield line[:-1].removesuffix(b"\r")
-        too_long = Problem(431, "The header fields are too long.")
+        line = line[:-1].removesuffix(b"\r")
+        yield line
+        if line:  # an empty one may come before the target
+            too_long = Problem(431, "The header fields are too long.")
 
 
 def read_fields(lines: Iterator[bytes]) -> Message:
@@ -866,7 +869,7 @@ def read_fields(lines: Iterator[bytes]) -> Message:
             raise Problem(400, "A header field is one line: a name, a colon, a value.")
         if len(headers) == MAX_FIELDS:
             raise Problem(431, "There are too many header fields.")
-        headers[found[1].decode()] = found[2].decode("latin-1").rstrip(" \t")
+        headers[found[1].decode()] = found[2].decode("latin-1").strip(" \t")
     return headers
 
 

@@ -1771,6 +1771,8 @@ ANSWERS = (
     (400, "9112 2.2", field(b"X: a\r")),
     (400, "9112 2.2", field(b"X: \r")),
     (400, "9112 2.2", field(b"X\r: a")),
+    (400, "9112 2.2", field(b"X: a\n\rY: b")),
+    (400, "9112 2.2", field(b"X:\rTransfer-Encoding: chunked")),
     (400, "9112 2.2", b"GET /api/status HTTP/1.1\r\nX: a\r\r\nHost: b\r\n\r\n"),
     (400, "9112 2.2", b"GET /api/status HTTP/1.1\r\n Host: x\r\n\r\n"),
     (400, "9112 2.2", b"GET /api/status HTTP/1.1\r\n\tX: y\r\nHost: x\r\n\r\n"),
@@ -1791,6 +1793,8 @@ ANSWERS = (
     (400, "9112 2.3", request(b"GET /api/status http/1.1")),
     (400, "9112 2.3", request(b"GET /api/status HTTPS/1.1")),
     (400, "9112 2.3", request(b"GET /api/status ICY/1.1")),
+    (400, "9112 2.3", request(b"GET /api/status IHTTP/1.1")),
+    (400, "9112 2.3", request(b"OPTIONS sip:x SIP/2.0")),
     (505, "9110 15.6.6", request(b"GET /api/status HTTP/0.9")),
     (505, "9110 15.6.6", request(b"GET /api/status HTTP/2.0")),
     (505, "9110 15.6.6", request(b"GET /api/status HTTP/9.9")),
@@ -1800,6 +1804,10 @@ ANSWERS = (
     (400, "9112 3", b"GET\r\n"),
     (400, "9112 3", b"GET HTTP/1.1\r\nHost: x\r\n\r\n"),
     (400, "9112 3", b"From nobody\r\n" + request()),
+    (400, "9112 3", b"HTTP/1.1 200 OK\r\n\r\n"),
+    (400, "9112 3", request(b"GET/api/status HTTP/1.1")),
+    (400, "9112 3", request(b"/api/status HTTP/1.1")),
+    (400, "9112 3", request(b" / HTTP/1.1")),
     (400, "9112 3", b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n" + request()),
     (400, "9112 3", request(b"GET  /api/status HTTP/1.1")),
     (400, "9112 3", request(b"GET /api/status  HTTP/1.1")),
@@ -1809,6 +1817,7 @@ ANSWERS = (
     (400, "9112 3", request(b"GET /api/status x HTTP/1.1")),
     (414, "9112 3", request(b"GET /" + b"x" * 70_000 + b" HTTP/1.1")),
     (414, "9112 3", b"A" * 70_000),
+    (414, "9112 3", b"\r\n" + b"A" * 70_000),
     # Methods.
     (400, "9110 9.1", request(b"GET\0 /api/status HTTP/1.1")),
     (400, "9110 9.1", request(b'G=":<>(e) /api/status HTTP/1.1')),
@@ -1818,6 +1827,7 @@ ANSWERS = (
     (405, "9110 9.1", request(b"get /api/status HTTP/1.1")),
     (405, "9110 9.1", request(b"!#$%&'*+-.^_`|~ /api/status HTTP/1.1")),
     (405, "9110 9.3.8", request(b"TRACE /api/status HTTP/1.1")),
+    (405, "9110 9.3.6", request(b"CONNECT /api/status HTTP/1.1")),
     (204, "9110 9.3.7", request(b"OPTIONS * HTTP/1.1")),
     # Targets.
     (200, "9112 3.2.1", request(b"GET /api/%73tatus?a=[]{}|^`\\ HTTP/1.1")),
@@ -1839,11 +1849,18 @@ ANSWERS = (
     (400, "9110 4.2.4", request(b"GET http://u:p@x/api/status HTTP/1.1")),
     (400, "9112 3.2.2", request(b"GET http://[/api/status HTTP/1.1")),
     (400, "9112 3.2.2", request(b"GET ftp://x/api/status HTTP/1.1")),
+    (400, "9112 3.2.2", request(b"GET http://x:80x/api/status HTTP/1.1")),
+    (400, "9112 3.2", b"GET http://x/api/status HTTP/1.1\r\n\r\n"),
+    (200, "9112 3.2", b"GET http://x/api/status HTTP/1.0\r\n\r\n"),
     (400, "9112 3.2.3", request(b"CONNECT x:443 HTTP/1.1")),
     (400, "9112 3.2.4", request(b"GET * HTTP/1.1")),
+    (400, "9112 3.2.4", request(b"POST * HTTP/1.1")),
+    (400, "9112 3.2.4", request(b"OPTIONS *x HTTP/1.1")),
     # Host.
     (200, "9112 3.2", host(b"localhost:8000")),
     (200, "9112 3.2", host(b"[::1]:8000")),
+    (200, "9112 3.2", host(b"[::ffff:127.0.0.1]")),
+    (200, "9112 3.2", host(b"x:99999")),
     (200, "9112 3.2", host(b"a-b_c.%41:")),
     (200, "9110 5.6.3", host(b" \tx \t")),
     (200, "9112 3.3", host(b"")),
@@ -1867,11 +1884,18 @@ ANSWERS = (
     (400, "9112 3.2", host(b"::1")),
     (400, "9112 3.2", host(b"[::1")),
     (400, "9112 3.2", host(b"[::g]")),
+    (400, "9112 3.2", host(b"[]")),
+    (400, "9112 3.2", host(b"[::1]x")),
+    (400, "9112 3.2", host(b"[::1%25lo]")),
+    (400, "9112 3.2", host(b"x:+80")),
+    (400, "9112 3.2", host(b'"x"')),
+    (400, "9112 3.2", host(b"x\\y")),
     (400, "9112 3.2", host(b"\xc3\xa9")),
     # Header fields.
     (200, "9112 5", field(b"X:y")),
     (200, "9112 5", field(b"X:")),
     (200, "9110 5.5", field(b"X: \xc3\xa9\t\xff")),
+    (200, "9110 5.6.3", field(b"X:" + b" \t" * 30_000 + b"y")),
     (200, "9110 5.6.2", field(b"!#$%&'*+-.^_`|~: x")),
     (400, "9112 5", field(b"junk")),
     (400, "9112 5", field(b": x")),
@@ -1879,6 +1903,8 @@ ANSWERS = (
     (400, "9112 5.1", field(b"X\t: y")),
     (400, "9112 5.1", field(b"Transfer-Encoding : chunked")),
     (400, "9112 5.2", field(b"X: a", b" b")),
+    (400, "9112 5.2", field(b"X", b" : b")),
+    (400, "9112 5.2", field(b"Transfer-Encoding:", b" chunked")),
     (400, "9112 5.2", field(b"X: a", b"\tLast-Event-ID: 1-1")),
     (400, "9112 5.2", field(b"X: a", b" ")),
     (400, "9110 5.1", field(b"Bad[Name: v")),
@@ -1886,6 +1912,8 @@ ANSWERS = (
     (400, "9110 5.1", field(b"X\0: v")),
     (400, "9110 5.1", field(b"\xc3\xa9: v")),
     (400, "9110 5.1", field(b"X Y: v")),
+    (400, "9110 5.1", field(b"X@: v")),
+    (400, "9110 5.1", field(b'"X": v')),
     (400, "9110 5.5", field(b"X: a\0b")),
     (400, "9110 5.5", field(b"X: a\x01b")),
     (400, "9110 5.5", field(b"X: a\x0bb")),
@@ -1900,11 +1928,16 @@ ANSWERS = (
     (200, "9112 6.2", field(b"Content-Length: 5") + b"12345"),
     (200, "9112 6.2", field(b"Content-Length: 0")),
     (200, "9110 8.6", field(b"Content-Length: 5, 5") + b"12345"),
+    (200, "9110 8.6", field(b"Content-Length: 005") + b"12345"),
     (200, "9110 8.6", field(b"Content-Length: 5", b"Content-Length: 5") + b"12345"),
     (200, "9110 8.6", field(b"Content-Length: " + b"9" * 40)),
     (200, "9110 5.6.3", field(b"Content-Length: \t5\t") + b"12345"),
     (400, "9112 6.3", field(b"Content-Length: abc")),
     (400, "9112 6.3", field(b"Content-Length: -1")),
+    (400, "9112 6.3", field(b"Content-Length: -0")),
+    (400, "9112 6.3", field(b"Content-Length: 0o5")),
+    (400, "9112 6.3", field(b"Content-Length: 5;6")),
+    (400, "9112 6.3", field(b"Content-Length: ,")),
     (400, "9112 6.3", field(b"Content-Length: +5")),
     (400, "9112 6.3", field(b"Content-Length: 1_0")),
     (400, "9112 6.3", field(b"Content-Length: 0x5")),
@@ -1927,17 +1960,21 @@ ANSWERS = (
     (400, "9112 6.1", field(b"Transfer-Encoding: chunked, chunked")),
     (400, "9112 6.1", field(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked")),
     (400, "9112 6.1", field(b"Transfer-Encoding: \x0bchunked")),
+    (400, "9112 6.1", field(b"Transfer-Encoding: chunked\0")),
     (400, "9112 6.3", field(b"Transfer-Encoding: gzip")),
     (400, "9112 6.3", field(b"Transfer-Encoding: chunked, gzip")),
     (501, "9112 6.1", field(b"Transfer-Encoding: foo, chunked")),
     (501, "9112 6.1", field(b"Transfer-Encoding: xchunked")),
     (501, "9112 7", field(b"Transfer-Encoding: identity")),
+    (501, "9112 7", field(b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity")),
+    (501, "9112 7", field(b"Transfer-Encoding: \xa0chunked")),
     (501, "9112 7.1", field(b"Transfer-Encoding: chunked;x=y")),
     (501, "9112 6.1", field(b'Transfer-Encoding: "chunked"')),
     # What else a client may send: no body is ever taken for a request, no protocol is changed.
     (200, "9112 9.3", request() + OTHER_HEAD),
     (200, "9112 6.2", field(b"Content-Length: 28") + OTHER_HEAD),
     (200, "9110 10.1.1", field(b"Expect: 100-continue", b"Content-Length: 3") + b"abc"),
+    (405, "9110 10.1.1", request(b"PUT / HTTP/1.1", b"Expect: 100-continue")),
     (200, "9110 10.1.1", field(b"Expect: nothing")),
     (200, "9110 7.8", field(b"Upgrade: h2c, websocket", b"Connection: Upgrade")),
     (200, "9110 14.2", field(b"Range: bytes=0-1,0-2")),
@@ -1945,6 +1982,8 @@ ANSWERS = (
     (200, "9110 5.1", field(b"Transfer_Encoding: foo", b"Content_Length: x")),
     (404, "9110 15.5.5", request(b"GET /api/status%00 HTTP/1.1")),
     (404, "9110 15.5.5", request(b"GET /%c0%af HTTP/1.1")),
+    (404, "9110 15.5.5", request(b"GET /%0d%0aX:y HTTP/1.1")),
+    (404, "9110 15.5.5", request(b"GET /% HTTP/1.1")),
 )
 
 
@@ -2040,6 +2079,32 @@ class Requests(Promises):
                 status, headers, _ = self.answer(request(line, *fields) + b"--x--")
                 self.assertEqual((status, "allow" in headers), (expected, expected in (405, 204)))
 
+    def test_no_head_keeps_the_server_busy(self):
+        """The longest that is taken takes time in proportion to its length, whatever it holds."""
+        page, long = b"GET / HTTP/1.1", 60_000
+        for sent, expected in (
+            (field(b"X:" + b" \t" * (long // 2) + b"\1"), 400),
+            (field(b"X" * long), 400),
+            (host(b"%41" * (long // 3) + b"%"), 400),
+            (host(b"[" + b":" * long), 400),
+            (request(b"GET http://" + b"a" * long + b"@ HTTP/1.1"), 400),
+            (request(b"GET " + b"/" * long + b" HTTP/1.1"), 200),
+            (request(b"GET /" + b"%" * long + b" HTTP/1.1"), 404),
+            (request(b"GET /?" + b"a&" * (long // 2) + b" HTTP/1.1"), 200),
+            (request(page, b"Accept-Encoding: " + b" ;q=0\t," * (long // 7)), 200),
+            (request(page, b"If-None-Match: " + b'W/"",' * (long // 5)), 200),
+            (field(b"Content-Length: " + b"5," * (long // 2) + b"5"), 200),
+            (field(b"Transfer-Encoding: " + b"," * long + b"chunked"), 200),
+        ):
+            connections, end = [], time.monotonic() + DEADLINE
+            for _ in range(5):  # together they are late where one takes seconds
+                connections.append(socket.create_connection(self.address, DEADLINE))
+                self.addCleanup(connections[-1].close)
+                connections[-1].sendall(sent)
+            for connection in connections:
+                self.assertEqual(int(connection.recv(12)[9:]), expected, sent[:40])
+            self.assertLess(time.monotonic(), end, sent[:40])
+
     def test_an_error_of_head_has_no_body(self):
         """HEAD is answered without a body, also when the request is wrong."""
         for line, fields, expected in (
@@ -2094,6 +2159,8 @@ class Requests(Promises):
             ("gzip;q=1, *;q=0", True),
             ("", False),
             ("identity", False),
+            ("identity;q=0", False),
+            ("identity;q=0, gzip;q=0.5", True),
             ("br, xgzip", False),
             ("gzip;q=0", False),
             ("gzip; Q=0.000", False),
