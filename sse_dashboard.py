@@ -760,7 +760,13 @@ class Generator:
             # Only the replayable can tell of a tick that has passed.
             is_newest = live and self._next > now
             sources = self.sources if is_newest else self.replayable
-            self._broadcaster.publish_tick(tick, self._events(tick, sources), live)
+            events = self._events(tick, sources)
+            try:
+                self._broadcaster.publish_tick(tick, events, live)
+            except ValueError:
+                logger.exception("tick %d: what has a moment of its own is left out", tick)
+                rest = [event for event in events if event.at is None]
+                self._broadcaster.publish_tick(tick, rest, live)
 
     def _events(self, tick: int, sources: Iterable[Source]) -> list[Event]:
         events: list[Event] = []

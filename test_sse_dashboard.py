@@ -1609,6 +1609,19 @@ class TheGenerator(Promises):
             {ZeroDivisionError, TypeError}, {record.exc_info[0] for record in found}
         )
 
+    def test_a_source_with_a_moment_before_its_newest_is_logged_and_left_out(self):
+        """The tick goes on with the events of the others, and the next tick comes."""
+        moments = itertools.count(TICK, -1000)
+        late = Counting(act=lambda tick: [metric("late", 1, at=next(moments))])
+        broadcaster = sse.Broadcaster(0.05, 60)
+        with generating(broadcaster, late, Counting()):
+            late.wait_for(5)
+        events = read_all(broadcaster, history=60)
+        names = [data["name"] for kind, data, _ in events if kind == "metric"]
+        self.assertEqual(names.count("late"), 1)
+        self.assertGreaterEqual(names.count("own"), 4)
+        self.expect_logged("a moment of its own is left out")
+
     def test_what_no_source_should_do_ends_nothing(self):
         """SystemExit, or an event that cannot be encoded after all: the next tick comes."""
 
