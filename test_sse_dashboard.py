@@ -523,6 +523,7 @@ class Wire(Promises):
         )
         self.assertNotIn(b'"metric"', alert("info", "Backup finished").encode(TICK))
         self.assertEqual(sse.timestamp(TICK + 7), "2026-01-01T00:00:00.007Z")
+        self.assertEqual(sse.timestamp(TICK + 7.9), "2026-01-01T00:00:00.007Z")
 
     def test_what_cannot_be_sent_raises_where_it_is_made(self):
         """Wrong events raise at birth, with a sentence that names the mistake."""
@@ -548,6 +549,13 @@ class Wire(Promises):
             (lambda: Event("", {}), ValueError, "type"),
             (lambda: Event("a", {"timestamp": 1}), ValueError, "timestamp"),
             (lambda: Event("a", {"x": {1}}), TypeError, "set"),
+            (lambda: Event("a", {"type": 1}), ValueError, "`type`"),
+            (lambda: Event("a", {"x": float("nan")}), ValueError, "not JSON compliant"),
+            (lambda: Event("a", {}, at="now"), ValueError, "Unix milliseconds"),
+            (lambda: Event("a", {}, at=True), ValueError, "Unix milliseconds"),
+            (lambda: metric("x", 1, at=-1), ValueError, "Unix milliseconds"),
+            (lambda: metric("x", 1, at=float("nan")), ValueError, "Unix milliseconds"),
+            (lambda: alert("info", "m", at=253_402_300_800_000), ValueError, "Unix milliseconds"),
         ):
             with self.assertRaisesRegex(error, words):
                 make()
@@ -3859,6 +3867,8 @@ class AsAModule(Promises):
             (("x", one), {"min": 5, "max": 5}, "below its max"),
             (("x", one), {"gauge": "dial", "min": 0, "max": 1}, "arc"),
             (("x", one), {"gauge": "arc"}, "min and a max"),
+            (("x", one), {"gauge": "arc", "min": 0}, "min and a max"),
+            (("x", one), {"gauge": "arc", "max": 9}, "min and a max"),
             (("x", {"x": "", "y": ""}), {"gauge": "bar", "min": 0, "max": 1}, "one metric"),
             (("x", one), {"thresholds": {"fatal": 5}}, "warning and error"),
             (("x", one), {"thresholds": [5]}, "warning and error"),
