@@ -894,12 +894,13 @@ class OneSubscription(Promises):
         class EndsJustThen(sse.Broadcaster):
             def catch_up(self, subscription):
                 self.end(subscription, "closed")
-                self.publish(*just_then)
+                self.publish(*self.just_then)
                 return super().catch_up(subscription)
 
         self.setting(HEARTBEAT_SECONDS=0.001)
         for history, just_then in ((10, numbered(1, 2)), (10, []), (0, [])):
             broadcaster = EndsJustThen()
+            broadcaster.just_then = just_then
             broadcaster.publish_tick(TICK, numbered(0, 1))
             with broadcaster.subscribe(ALERTS, history=history) as subscription:
                 frames = list(itertools.islice(subscription.frames(), 9))
