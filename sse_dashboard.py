@@ -1124,12 +1124,12 @@ if sys.platform == "win32":
     # Without it another program could take the same port. SO_REUSEADDR means just that there.
     SOCKET_OPTIONS.append(("SOL_SOCKET", "SO_EXCLUSIVEADDRUSE", 1))
 
+NO_PLACE_BODY = b'{"error": "There is no place for another connection; try again later."}\n'
 NO_PLACE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
     b"Access-Control-Allow-Origin: *\r\nX-Content-Type-Options: nosniff\r\n"
-    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: 68\r\n\r\n"
-    b'{"error": "There is no place for another connection; try again later."}\n'
-) % RETRY_AFTER_SECONDS
+    b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
+) % (RETRY_AFTER_SECONDS, len(NO_PLACE_BODY), NO_PLACE_BODY)
 THROW_AWAY = struct.pack("ii", 1, 0)  # a value of SO_LINGER: nothing is kept after a close
 STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no descriptor to be had
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH)  # how the kernel may call a vanished peer
@@ -1600,7 +1600,6 @@ PANELS = (
     Panel("Temperature", {"temperature": ""}, thresholds={"warning": 75, "error": 85}, decimals=1),
     Panel("Load", {"load_average": ""}, thresholds={"warning": 4, "error": 6}, decimals=2),
 )
-LIMITS = {name: panel.limits for panel in PANELS for name in panel.metrics}
 
 
 class Wave(NamedTuple):
