@@ -2891,7 +2891,7 @@ class Connections(Promises):
             self.assertTrue(head.startswith(b"HTTP/1.1 503 "))
             self.assertRegex(head, rb"\r\nRetry-After: \d+\r\n")
             self.assertEqual(list(json.loads(body)), ["error"])
-            self.assertIn(f"Content-Length: {len(body)}\r\n".encode(), head)
+            self.assertIn(f"\r\nContent-Length: {len(body)}\r\n".encode(), head + b"\r\n")
         with socket.create_connection(server.server_address, DEADLINE) as says_nothing:
             self.assertTrue(says_nothing.recv(100).startswith(b"HTTP/1.1 503 "))
         for stream in streams:
