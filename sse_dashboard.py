@@ -3,7 +3,7 @@
 
     python sse_dashboard.py              then open http://localhost:8000
 
-One tick's journey is the order of this file:
+One tick's journey is the order of this file. The simulation, an example of a source, comes last:
 
     Simulation.events_at(tick) -> events -> frame (bytes)             once a tick, in the generator
       -> Broadcaster -> each Subscription's queue -> its thread       once a client: one put,
@@ -23,6 +23,7 @@ Threads, and who ends them:
     one for each connection: reads one request and answers it. The thread of a stream sleeps on
                 its queue and writes what comes. It ends when its subscription was ended (the client
                 left, the server stops) or when a write failed.
+    log         writes the log of the command to standard error, so that nobody else waits for it
 
 Words:
 
