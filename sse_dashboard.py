@@ -692,6 +692,11 @@ class Broadcaster:
 # --- Generator thread: time ----------------------------------------------------------------------
 
 
+def is_replayable(source: Source) -> bool:
+    """Whether a source has promised that its events depend on the tick alone."""
+    return bool(getattr(source, "replayable", False))
+
+
 class Generator:
     """Publishes the events of all sources at every tick, in its own thread.
 
@@ -701,11 +706,10 @@ class Generator:
     client is told to start over."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
-        self.replayable = [source for source in sources if getattr(source, "replayable", False)]
-        others = [source for source in sources if source not in self.replayable]
-        # The replayable come first: so their events have the same numbers in a history that is
+        # The replayable come first: so their events have the same numbers as in a history that is
         # filled from them alone.
-        self.sources = [*self.replayable, *others]
+        self.sources = sorted(sources, key=lambda source: not is_replayable(source))
+        self.replayable = [source for source in self.sources if is_replayable(source)]
         self._broadcaster = broadcaster
         self._interval_ms = broadcaster.interval_ms
         self._stop = threading.Event()
@@ -720,9 +724,8 @@ class Generator:
         Blocks for the time that the sources take. Raises RuntimeError when there is no thread."""
         interval = self._interval_ms
         self._next = self._steady_ms() // interval * interval
-        if (
-            self.replayable
-        ):  # one tick more than is held: the ID that a client may still resume from
+        if self.replayable:
+            # One tick more than is held: its ID is the last from which a client may still resume.
             self._next -= (self._broadcaster.history_ms // interval + 1) * interval
         self._publish_due(live=False)
         self._thread.start()
@@ -1451,14 +1454,20 @@ class DashboardServer(ThreadingHTTPServer):
 
     @contextmanager
     def streaming(
-        self, connection: socket.socket, address: str, path: str, *request: Any
+        self,
+        connection: socket.socket,
+        address: str,
+        path: str,
+        wanted: Filter,
+        last_event_id: str,
+        history: float,
     ) -> Iterator[Subscription]:
         """A client's subscription, for the length of a `with` block in the connection's thread.
 
-        `request` is what Broadcaster.subscribe() takes. While the block writes the stream, the
-        serve thread watches the connection, and ends the stream when its client leaves."""
+        While the block writes the stream, the serve thread watches the connection, and ends the
+        stream when its client leaves."""
         started_at = time.monotonic()
-        with self.broadcaster.subscribe(*request) as subscription:
+        with self.broadcaster.subscribe(wanted, last_event_id, history) as subscription:
             with self._books, suppress(ValueError):  # closed: this thread came late to the end
                 self.deadlines[connection] = math.inf
                 self._streams[connection] = OpenStream(connection, subscription)
