@@ -1538,7 +1538,8 @@ class DashboardServer(ThreadingHTTPServer):
                 for connection, deadline in list(self._lingering.items()):
                     if deadline < now:
                         self._let_go(connection)
-                for key, _ in self._watched.select(0):
+                # Windows refuses to look at no socket at all.
+                for key, _ in self._watched.select(0) if self._watched.get_map() else ():
                     self._look_at(key.fileobj)
             self._blind = False
         except Exception:  # it must not end the serve thread: nobody would be accepted any more

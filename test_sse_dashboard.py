@@ -2520,6 +2520,15 @@ class Requests(Promises):
 # --- Server --------------------------------------------------------------------------------------
 
 
+class WindowsSelector(selectors.SelectSelector):
+    """It refuses to look at no socket, as select() does on Windows."""
+
+    def select(self, timeout=None):
+        if not self.get_map():
+            raise OSError(errno.EINVAL, "An invalid argument was supplied")
+        return super().select(timeout)
+
+
 def threads_of(pid="self"):
     return len(os.listdir(f"/proc/{pid}/task"))
 
@@ -3224,6 +3233,14 @@ class Connections(Promises):
                     stream.opened()
                     stream.until_id(server.tick())
                     self.assertEqual(fetch(server.server_address, "/")[0], 200)
+        with (
+            mock.patch.object(selectors, "DefaultSelector", WindowsSelector),
+            HandDriven() as server,
+        ):
+            with Stream(server.server_address) as stream:
+                stream.opened()
+            self.assertTrue(eventually(lambda: server.closed == ["closed"]))
+            self.assertEqual(fetch(server.server_address, "/")[0], 200)
         with mock.patch.dict(sys.modules, {"resource": None}), HandDriven() as server:
             self.assertEqual(fetch(server.server_address, "/")[0], 200)
         with (
