@@ -3754,7 +3754,7 @@ class Restarts(Promises):
         Put together, it is the stream that was never cut."""
         self.needs_threads(150)
         chance, interval = random.Random(11), 0.05
-        command = Command("--seed", 9, "--interval", interval, "--history", 60)
+        command = Command("--seed", 9, "--interval", interval, "--history", 20)
         address, stopping = command.address, threading.Event()
         results, failures = [b""] * 50, []
 
@@ -3786,12 +3786,12 @@ class Restarts(Promises):
             for _ in range(30):
                 with Stream(address) as stream:  # so that some events come between two kills
                     stream.until(
-                        lambda stream, count=chance.randrange(1, 30): len(stream.events) > count
+                        lambda stream, count=chance.randrange(1, 20): len(stream.events) > count
                     )
                 command.process.kill()
                 command.process.communicate()
                 command = Command(
-                    "--seed", 9, "--interval", interval, "--history", 60, port=address[1]
+                    "--seed", 9, "--interval", interval, "--history", 20, port=address[1]
                 )
             with Stream(address) as stream:
                 stream.until(lambda stream: len(stream.events) > 100)
