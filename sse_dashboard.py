@@ -1380,7 +1380,9 @@ class DashboardServer(ThreadingHTTPServer):
 
         A KeyboardInterrupt has done its work then: the program goes on behind the block."""
         self.generator.stop()
-        hang_up(self.socket)  # wakes the serve thread, which could sleep for WATCH_SECONDS more
+        # It wakes the serve thread, which could sleep for WATCH_SECONDS more. And a forked process
+        # may hold a copy of the listening socket, which accepts nobody then either.
+        hang_up(self.socket)
         self.shutdown()
         self.server_close()
         self.broadcaster.close()
@@ -1398,12 +1400,6 @@ class DashboardServer(ThreadingHTTPServer):
 
     def _has_no_streams(self) -> bool:
         return not self.broadcaster.snapshot()["connections"]
-
-    def server_close(self) -> None:
-        """Gives the port back. A forked process may hold a copy of the listening socket: shut
-        down, the copy accepts nobody either."""
-        hang_up(self.socket)
-        super().server_close()
 
     # The life of a connection, in order. The serve thread accepts it: get_request,
     # verify_request, process_request. A thread of its own runs a Handler, which reads the request

@@ -2642,7 +2642,7 @@ class Connections(Promises):
                     pass
             server.tick()
         noisy.socket.settimeout(DEADLINE)
-        self.assertEqual(noisy.until_id(server.now)[-1][0], "status")
+        noisy.until_id(server.now)
         other.until_id(server.now)
         self.assertEqual(noisy.raw.count(b"HTTP/1.1"), 0)
         self.assertLess(time.process_time() - before, 2)
@@ -2738,7 +2738,7 @@ class Connections(Promises):
         thrown away, and others go on."""
         self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=10_000_000)
         server = self.serve()
-        other = self.stream(server).opened()
+        other = self.stream(server, "/api/events/metrics").opened()
         frozen = self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
         server.tick([alert("info", "x" * 500_000)])
         self.assertTrue(eventually(lambda: server.closed == ["stalled"]), server.closed)
@@ -2746,7 +2746,7 @@ class Connections(Promises):
         with self.assertRaises(ConnectionResetError):
             while frozen.read():
                 pass
-        other.until(lambda stream: len(ids(stream.events)) == 9)
+        other.until(lambda stream: len(ids(stream.events)) == 7)
 
     @ON_LINUX
     def test_a_slow_reader_is_not_taken_for_one_that_takes_nothing(self):
@@ -3016,10 +3016,11 @@ class Connections(Promises):
     @ON_LINUX
     def test_without_descriptors_it_waits_and_recovers(self):
         """No busy loop, one line in the log each time, and service again when descriptors are
-        free."""
+        free. Who has had an answer and stays takes none from the next."""
         program = (
             "import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
-            "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); sys.exit(s.main())"
+            "s.LINGER_SECONDS = 60.0; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
+            "sys.exit(s.main())"
         )
         child = subprocess.Popen(
             [sys.executable, "-c", program, "--port", "0"],
@@ -3034,6 +3035,12 @@ class Connections(Promises):
         log, idle = [], descriptors_of(child.pid)
         reader = threading.Thread(target=lambda: log.extend(child.stderr))
         reader.start()
+        answered = [Stream(address, "/api/status") for _ in range(60)]
+        for stream in answered:
+            stream.to_the_end()
+        for stream in answered:
+            stream.socket.close()
+        self.assertTrue(eventually(lambda: descriptors_of(child.pid) == idle))
         for _ in range(2):
             said = len(log)
             held = [socket.create_connection(address, DEADLINE) for _ in range(60)]
