@@ -1528,8 +1528,14 @@ class FakeTime:
 
     def __init__(self):
         self.wall, self.steady, self.start = 0.0, 0.0, time.monotonic()
+        self.asked_at = 0.0
+
+    def is_awaited(self):
+        """Whether nobody has asked for the time for a moment: who lives by it sleeps."""
+        return self.asked_at and time.monotonic() > self.asked_at + 0.1
 
     def time(self):
+        self.asked_at = time.monotonic()
         return TICK / 1000 + time.monotonic() - self.start + self.wall
 
     def monotonic(self):
@@ -1537,6 +1543,10 @@ class FakeTime:
 
     def __getattr__(self, name):
         return getattr(time, name)
+
+
+def thread_names():
+    return [thread.name for thread in threading.enumerate()]
 
 
 @contextlib.contextmanager
@@ -1675,19 +1685,48 @@ class TheGenerator(Promises):
             self.assertTrue(subscribed)
 
     def test_late_ticks_are_made_up_for(self):
-        """After a pause shorter than the history no tick is missing, and they are one frame."""
-        clock = FakeTime()
-        with mock.patch.object(sse, "time", clock):
-            source, broadcaster = Counting(True), sse.Broadcaster(0.05, 300)
+        """After a pause up to a minute, or as far as history goes, no tick is missing.
+
+        A source that cannot tell of the past is asked for the newest tick alone."""
+        for history, pause in ((5, 20), (100, 90)):
+            clock, source, own = FakeTime(), Counting(True), Counting()
+            broadcaster = sse.Broadcaster(0.05, history)
             with (
-                broadcaster.subscribe(history=0) as subscription,
-                generating(broadcaster, source),
+                mock.patch.object(sse, "time", clock),
+                generating(broadcaster, own, source),
+                broadcaster.subscribe(Filter(frozenset({"metric"}))) as subscription,
             ):
-                source.wait_for(6002)
-                clock.wall += 20
-                source.wait_for(450)
-                self.assertEqual(subscription.reason, "")
-        self.assertEqual({b - a for a, b in itertools.pairwise(source.ticks)}, {50})
+                own.wait_for(1)
+                wire, before = drain(subscription), broadcaster_tick(broadcaster)
+                clock.wall += pause
+                made_up = before + pause * 1000
+                self.assertTrue(eventually(lambda: broadcaster_tick(broadcaster) >= made_up))
+                wire += drain(subscription)
+            self.assertEqual({b - a for a, b in itertools.pairwise(source.ticks)}, {50})
+            self.assertIn(pause, [(b - a) // 1000 for a, b in itertools.pairwise(own.ticks)])
+            self.assertEqual(b"event: reset" in wire, history < pause)
+
+    def test_it_can_be_stopped_in_the_middle_of_many_late_ticks(self):
+        """The tick that a source is busy with is the last."""
+        entered, gate = threading.Semaphore(0), threading.Semaphore(0)
+
+        def be_busy(tick):
+            entered.release()
+            gate.acquire(timeout=DEADLINE)
+            return []
+
+        clock, source = FakeTime(), Counting(True)
+        with mock.patch.object(sse, "time", clock):
+            with generating(sse.Broadcaster(0.05, 0), source):
+                source.act = be_busy
+                self.assertTrue(entered.acquire(timeout=DEADLINE))
+                clock.wall += 50
+                gate.release()
+                self.assertTrue(entered.acquire(timeout=DEADLINE))
+            last = source.ticks[-1]
+            gate.release(5)
+            self.assertTrue(eventually(lambda: "generator" not in thread_names()))
+        self.assertEqual(source.ticks[-1], last)
 
     def test_after_a_long_pause_every_client_is_told(self):
         """What is not made up for is said, by `reset` in the open stream; what is, comes then."""
@@ -1725,23 +1764,31 @@ class TheGenerator(Promises):
 
     def test_a_clock_that_is_set_forward_is_noticed_at_once(self):
         """A tick that a clock set forward makes due comes within a second, at any interval."""
-        clock = FakeTime()
-        with mock.patch.object(sse, "time", clock):
-            source = Counting(True)
-            with generating(sse.Broadcaster(60.0, 0), source):
-                source.wait_for(1)
-                clock.wall += 60
-                source.wait_for(1)
+        clock, source = FakeTime(), Counting()
+        with mock.patch.object(sse, "time", clock), generating(sse.Broadcaster(60.0, 0), source):
+            self.assertTrue(eventually(clock.is_awaited))
+            clock.wall += 60
+            source.wait_for(1)
 
     def test_the_thread_ends_when_it_is_told(self):
         """stop() ends the generator thread, also in the middle of a long interval."""
-
-        def names():
-            return [thread.name for thread in threading.enumerate()]
-
         with generating(sse.Broadcaster(60.0, 0), Counting()):
-            self.assertIn("generator", names())
-        self.assertNotIn("generator", names())
+            self.assertIn("generator", thread_names())
+        self.assertNotIn("generator", thread_names())
+
+    def test_a_source_is_named_only_when_it_is_slow_in_a_row(self):
+        """Now and then, each may have to wait for the processor."""
+        clock = FakeTime()
+
+        def be_slow_now_and_then(tick):
+            if len(source.ticks) % sse.SLOW_TICKS:
+                clock.steady += 0.4
+            return []
+
+        source = Counting(act=be_slow_now_and_then)
+        with mock.patch.object(sse, "time", clock), generating(sse.Broadcaster(0.2, 0), source):
+            source.wait_for(4 * sse.SLOW_TICKS)
+        self.assertEqual(self.log, [])
 
 
 # --- Handler -------------------------------------------------------------------------------------
