@@ -808,6 +808,22 @@ class OneSubscription(Promises):
         kinds = kinds[kinds.index("reset") :]
         self.assertEqual(kinds, ["reset", "panels", "deploy", "deploy"])
 
+    def test_a_long_history_comes_in_handfuls(self):
+        """So that a client takes little memory; and where its filter passes nothing, it reads on
+        and is sent nothing."""
+        broadcaster = filled(1)
+        for n in range(1, 20):
+            events = [metric("x", number) for number in range(300)] + numbered(n, n + 1)
+            broadcaster.publish_tick(TICK + n * 1000, events)
+        self.setting(HEARTBEAT_SECONDS=0.001)
+        for wanted in (Filter(), ALERTS):
+            with broadcaster.subscribe(wanted, f"{TICK}-8") as subscription:
+                frames = list(itertools.takewhile(sse.HEARTBEAT.__ne__, subscription.frames()))
+            counts = [len(ids(parse(frame))) for frame in frames]
+            self.assertLessEqual(max(counts), sse.HANDFUL_EVENTS)
+            self.assertTrue(all(frames))
+            self.assertEqual(numbers(b"".join(frames)), list(range(1, 20)))
+
     def test_in_whatever_order_it_is_published_and_read(self):
         """A client with a small queue has each alert once and in order, however often it falls
         behind."""
@@ -1108,7 +1124,10 @@ class TheBroadcaster(Promises):
             self.assertTrue(0 <= data["uptime_seconds"] < DEADLINE)
             fields = ["uptime_seconds", "connections", "interval_seconds", "instance"]
             self.assertEqual(list(data), ["type", *fields, "timestamp"])
-        self.assertNotEqual(broadcaster.instance, sse.Broadcaster().instance)
+        started_anew = read_all(sse.Broadcaster())[0][1]
+        self.assertNotEqual(started_anew["instance"], events[0][1]["instance"])
+        self.assertEqual(events[2][1]["instance"], events[0][1]["instance"])
+        self.assertEqual(events[2][1]["timestamp"], NEW_YEAR)  # that of its tick
 
     def test_panels_come_once_before_the_replay(self):
         """They say the title, what is held, how metrics are shown, and a program's own types."""
@@ -1299,6 +1318,22 @@ class TheBroadcaster(Promises):
                 kind, data, _ = read_all(broadcaster, last_event_id=last_id)[0]
                 self.assertEqual((kind, data["reason"]), ("reset", "unknown"), last_id)
                 self.assertEqual(len(ids(read_all(broadcaster, last_event_id=last_id))), 24)
+
+    def test_an_id_of_now_is_known_whatever_clock_was_wrong(self):
+        """Ours was set back, and the ticks went on; or ours goes right, and the ticks are late."""
+        for now, last_id in (
+            (TICK - 3_600_000, f"{TICK + 2000}-8"),
+            (TICK + 100_000, f"{TICK + 100_000}-1"),
+        ):
+            with mock.patch.object(sse.time, "time", lambda now=now: now / 1000):
+                events = read_all(filled(3), last_event_id=last_id)
+                self.assertEqual([kind for kind, _, _ in events], ["status"], last_id)
+        # A machine that thinks it is 1970, until its clock is set.
+        broadcaster = sse.Broadcaster(1.0, 60)
+        broadcaster.publish_tick(5000, [])
+        broadcaster.publish(alert("info", "x"))
+        last_id = broadcaster.snapshot()["last_event_id"]
+        self.assertEqual(read_all(broadcaster, last_event_id=last_id)[0][0], "status", last_id)
 
     def test_an_id_a_little_ahead_waits_for_its_moment(self):
         """A client that comes from a server whose clock is ahead gets nothing twice, and its
