@@ -979,6 +979,21 @@ class OneSubscription(Promises):
                     fields = []
             self.assertEqual(wire.count(b"event: reset"), 2)
 
+    def test_no_empty_line_comes_in_silence(self):
+        """On no stream: heartbeats before, between and behind events end none."""
+        self.setting(HEARTBEAT_SECONDS=0.02)
+        server = self.serve()
+        for path in STREAMS:
+            stream = self.stream(server, f"{path}?lastEventId=1-1")
+            for _ in range(2):
+                server.tick()
+                stream.until(lambda stream: stream.parser.last_event_id > f"{server.now}")
+                heard = stream.parser.comments + 2
+                stream.until(lambda stream, heard=heard: stream.parser.comments >= heard)
+            blocks = stream.raw.split(b"\n\n")
+            self.assertRegex(blocks.pop(), rb"\A(:\n)*:?\Z")
+            self.assertTrue(all(b"\ndata: " in block for block in blocks), blocks)
+
     def test_3000_alerts_in_one_loop_reach_every_sleeping_reader(self):
         """However they are scheduled, each thread gets each alert once, in order."""
         broadcaster, got = filled(1), []
