@@ -4203,17 +4203,19 @@ class AsAModule(Promises):
         """Events between two ticks reach every client at once, with IDs in order.
 
         Several threads may publish at a time."""
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(1e-6)  # so that the threads get into each other's way
         server = self.serve()
         stream = self.stream(server, "/api/events/alerts").opened()
         threads = [
-            threading.Thread(target=lambda: [server.publish(alert("info", "x")) for _ in range(20)])
+            threading.Thread(target=lambda: [server.publish(alert("info", "x")) for _ in range(50)])
             for _ in range(4)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        events = stream.until(lambda stream: len(stream.events) >= 81)
+        events = stream.until(lambda stream: len(stream.events) >= 201)
         numbers = [tuple(map(int, last.split("-"))) for _, _, last in events]
         self.assertEqual(numbers, sorted(set(numbers)))
 
