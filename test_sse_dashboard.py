@@ -2898,7 +2898,8 @@ class Connections(Promises):
         with self.assertRaises(ConnectionResetError):
             while frozen.read():
                 pass
-        other.until(lambda stream: len(ids(stream.events)) == 7)
+        server.tick()
+        other.until(lambda stream: len(ids(stream.events)) == 14)
 
     @ON_LINUX
     def test_a_slow_reader_is_not_taken_for_one_that_takes_nothing(self):
