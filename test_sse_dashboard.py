@@ -4241,40 +4241,66 @@ class AsAModule(Promises):
         self.assertEqual(seen[1], ("127.0.0.1", "/api/events/metrics", "shutdown", 7))
 
     def test_the_programs_in_the_readme_run(self):
-        """Each has under twenty lines, serves what it says, and ends in order at a signal."""
-        machine, training, follower = (
-            text for text in readme_blocks("python") if "DashboardServer(" in text
-        )
+        """Each has under twenty lines, serves what it says, and ends in order and soon at a signal.
+
+        The log that is followed is silent meanwhile."""
+        machine, training, follower = readme_programs()
+        with tempfile.NamedTemporaryFile() as log:
+            for program, arguments, names in (
+                (machine, [], {"CPU", "Memory", "Disk", "received", "sent"}),
+                (training.replace("0.2, 2", "0, 0.1"), [], {"loss", "accuracy", "learning_rate"}),
+                (follower, [log.name], {"errors"}),
+            ):
+                with self.subTest(names=names):
+                    lines = [line for line in program.splitlines() if line.strip()]
+                    self.assertLess(len(lines), 20)
+                    if program != machine or Path("/proc/meminfo").exists():
+                        self.check_program(program, arguments, names)
+
+    def check_program(self, program, arguments, names):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Program(program, *arguments) as child, Stream(child.address) as stream:
+                stream.until(
+                    lambda stream: names <= {data.get("name") for _, data, _ in stream.events}
+                )
+                status, errors, seconds = child.end(number)
+                self.assertEqual((status, errors), (0, ""))
+                self.assertLess(seconds, 2)
+                self.assertTrue(stream.ended_on_a_whole_event())
+
+    def test_the_log_follower_in_the_readme_misses_no_error(self):
+        """Not when a line comes in two parts, and not when the log is rotated."""
         log = Path(tempfile.mkdtemp()) / "a.log"
         self.addCleanup(shutil.rmtree, log.parent)
-        log.touch()
-        for program, arguments, names in (
-            (machine, [], {"CPU", "Memory", "Disk", "received", "sent"}),
-            (training.replace("uniform(0.2, 2)", "uniform(0, 0.1)"), [], {"loss", "learning_rate"}),
-            (follower, [str(log)], {"errors"}),
-        ):
-            with self.subTest(names=names):
-                self.assertLess(len([line for line in program.splitlines() if line.strip()]), 20)
-                if program == machine and not Path("/proc/meminfo").exists():
-                    continue
-                anywhere = program.replace("DashboardServer(", "DashboardServer(port=0, ")
-                self.check_program(anywhere, arguments, names, log)
+        log.write_text("ERROR long ago\n")
+        *_, follower = readme_programs()
+        follower = follower.replace("port=0", "port=0, interval=0.1")
 
-    def check_program(self, program, arguments, names, log):
-        def has_spoken(stream):
+        def write(text):
             with log.open("a") as file:
-                file.write("INFO all is well\nERROR disk full\n")
-            found = {data.get("name") for _, data, _ in stream.events}
-            alerts = [data for kind, data, _ in stream.events if kind == "alert"]
-            told = not arguments or "ERROR disk full" in [data["message"] for data in alerts]
-            return names <= found and told
+                file.write(text)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with Program(program, *arguments) as child:
-                with Stream(child.address) as stream:
-                    stream.until(has_spoken)
-                    self.assertEqual(child.end(number)[:2], (0, ""))
-                    self.assertTrue(stream.ended_on_a_whole_event())
+        def told(stream):
+            return [data["message"] for kind, data, _ in stream.events if kind == "alert"]
+
+        def another_tick(stream):
+            count = len(stream.events)
+            stream.until(lambda stream: len(stream.events) >= count + 4)  # a metric and a status
+
+        with Program(follower, log) as child, Stream(child.address) as stream:
+            write("INFO all is well\nERROR disk")
+            another_tick(stream)
+            write(" full\n")
+            stream.until(lambda stream: told(stream) == ["ERROR disk full"])
+            write("ERROR at the end of the old log\n")
+            log.rename(log.with_suffix(".1"))
+            another_tick(stream)
+            write("ERROR in the next log\n")
+            stream.until(lambda stream: len(told(stream)) == 3)
+            self.assertEqual(
+                told(stream)[1:], ["ERROR at the end of the old log", "ERROR in the next log"]
+            )
+            self.assertEqual(child.end()[:2], (0, ""))
 
     def test_the_consumers_in_the_readme_run(self):
         """The lines for a shell, Python and Node print what is streamed."""
@@ -4403,6 +4429,12 @@ README = (HERE / "README.md").read_text(encoding="utf-8")
 def readme_blocks(language):
     """The blocks of code in README.md that are of a language."""
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def readme_programs():
+    """The programs in README.md that serve a dashboard, on a port of their own."""
+    programs = [text for text in readme_blocks("python") if "DashboardServer(" in text]
+    return [text.replace("DashboardServer(", "DashboardServer(port=0, ") for text in programs]
 
 
 def accepts(port):
