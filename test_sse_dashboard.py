@@ -4811,6 +4811,11 @@ class InABrowser(Promises):
         if state:
             self.browser.state(state)
 
+    def shown(self, selector):
+        return self.browser.js(
+            f"document.querySelector({json.dumps(selector)})?.checkVisibility() === true"
+        )
+
     def points(self, name="cpu_usage"):
         """What the page holds of a metric: (time, value); None lifts the pen."""
         times, values = self.browser.js(
@@ -5604,17 +5609,39 @@ class TheCards(InABrowser):
         self.assertGreater(alerts, 10)
 
     def test_meters_and_their_contrast(self):
-        """A gauge shows its panel's range; its value stands out from its track in every mode."""
+        """A gauge shows its panel's range, and no number touches an arc; its value stands out from
+        its track in every mode."""
         panels = [
             sse.Panel("Bar", {"bar": ""}, gauge="bar", min=-20, max=60),
             sse.Panel("Arc", {"arc": ""}, gauge="arc", min=0, max=8e9),
+            sse.Panel("Full", {"full": ""}, gauge="arc", min=0, max=100),
+            sse.Panel("Long", {"long": ""}, gauge="arc", min=0, max=1000),
         ]
+        start = time.time_ns() // 1_000_000 - 5000
 
         def act(tick):
-            return [metric("bar", 0, "°C"), metric("arc", 9e9, "B")]
+            return [
+                metric("bar", 0, "°C"),
+                metric("arc", 9e9, "B"),
+                metric("full", 99.9 if tick < start else 100, "%"),
+                metric("long", 345.67, "ms"),
+            ]
 
         self.go(self.live(sources=[Drawn(act, panels)]).url)
-        self.browser.until("document.querySelectorAll('[role=meter]').length === 2")
+        self.browser.until("document.querySelectorAll('[role=meter]').length === 4")
+        numbers = self.browser.js(
+            "[...document.querySelectorAll('.arc')].map(arc => {"
+            "const {left, width, top, height} = arc.firstChild.getBoundingClientRect();"
+            "const [x, foot] = [left + width / 2, top + height * 61 / 62];"
+            "const texts = [...arc.querySelectorAll('.number > *')];"
+            "const boxes = texts.map(text => text.getBoundingClientRect());"
+            "const corners = boxes.flatMap(({left, right, top}) => [[left, top], [right, top]]);"
+            "const [inner, outer] = [51, 59].map(radius => radius * width / 120);"
+            "const touch = ([cx, cy]) => { const away = Math.hypot(cx - x, cy - foot);"
+            "return cy < foot - 1 && away > inner && away < outer; };"
+            "return [arc.innerText.replace(/\\s+/g, ' '), corners.some(touch)]; })"
+        )
+        self.assertEqual(numbers, [["9.00 GB", False], ["100.0 %", False], ["345.67 ms", False]])
         self.assertEqual(
             self.browser.js(
                 "[...document.querySelectorAll('[role=meter]')].map(e => ["
@@ -5625,6 +5652,8 @@ class TheCards(InABrowser):
             [
                 ["Bar", "-20", "60", "0", "0 °C", "25 100"],
                 ["Arc", "0", "8000000000", "8000000000", "9.00 GB", "100 100"],
+                ["Full", "0", "100", "100", "100.0 %", "100 100"],
+                ["Long", "0", "1000", "345.67", "345.67 ms", "34.567 100"],
             ],
         )
         contrast = (
@@ -6215,8 +6244,10 @@ class TheAlerts(InABrowser):
         server.publish(alert("error", "short"))
         self.browser.until("document.querySelectorAll('#rows li').length === 2")
         height = "document.querySelector('#rows li + li p').clientHeight"
-        self.browser.until("!document.querySelector('#rows li + li .more').hidden")
-        self.assertTrue(self.browser.js("document.querySelector('#rows li .more').hidden"))
+        self.browser.until(
+            "document.querySelector('#rows li + li .more')?.checkVisibility() === true"
+        )
+        self.assertFalse(self.shown("#rows li:first-child .more"))
         cut = self.browser.js(height)
         self.assertLessEqual(cut, 48)
         self.browser.js("document.querySelector('#rows li + li .more').focus()")
@@ -6363,11 +6394,6 @@ class TheConnection(InABrowser):
         """Waits until the server has said so many more times that it lives."""
         time = self.browser.js("state.status.time")
         self.browser.until(f"state.status.time >= {time} + {count} * state.interval")
-
-    def shown(self, selector):
-        return self.browser.js(
-            f"document.querySelector({json.dumps(selector)})?.checkVisibility() === true"
-        )
 
     def connections(self, server, count):
         """Waits until the server has so many open streams."""
