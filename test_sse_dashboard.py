@@ -10,6 +10,7 @@ skipped where there is none, or when SSE_TEST_BROWSER is 0.
 
 import ast
 import base64
+import collections
 import contextlib
 import ctypes
 import errno
@@ -177,7 +178,7 @@ def events_of(tick, count=7, alerts=1):
     """A tick's worth of events that say where they belong."""
     return [
         *(metric(name, tick % 1000 + n, "") for n, name in enumerate(METRICS[:count])),
-        *(alert(sse.LEVELS[n % 4], f"{tick}") for n in range(alerts)),
+        *(alert(sse.LEVELS[n % len(sse.LEVELS)], f"{tick}") for n in range(alerts)),
     ]
 
 
@@ -545,7 +546,7 @@ class Wire(Promises):
             (lambda: metric("x", 10**400), ValueError, "finite"),
             (lambda: metric("a,b", 1), ValueError, "comma"),
             (lambda: metric("\ud800", 1), ValueError, "surrogate"),
-            (lambda: alert("fatal", "x"), ValueError, "info, success, warning, error"),
+            (lambda: alert("loud", "x"), ValueError, ", ".join(sse.LEVELS)),
             (lambda: alert("info", 5), TypeError, "message"),
             (lambda: alert("info", "m", 5), TypeError, "metric"),
             (lambda: Event(5, {}), ValueError, "type"),
@@ -646,22 +647,25 @@ class TheSimulation(Promises):
     def test_every_reading_is_finite_and_in_its_range(self):
         """One metric event for each name at every tick, in order, with its unit and a value that
         can be."""
-        units = dict(zip(METRICS, ["%", "%", "%", "B/s", "B/s", "°C", ""]))
+        promised = dict(zip(METRICS, ["%", "%", "%", "B/s", "B/s", "°C", ""]))
+        units = {name: reading.unit for name, reading in sse.READINGS.items()}
+        self.assertLessEqual(promised.items(), units.items())
         for seed in range(3):
             simulation = Simulation(seed, 10)
             for tick in range(TICK, TICK + 6 * 3_600_000, 30_000):
                 found = [
                     event.fields for event in simulation.events_at(tick) if event.type == "metric"
                 ]
-                self.assertEqual({fields["name"]: fields["unit"] for fields in found}, units)
-                self.assertEqual([fields["name"] for fields in found], METRICS)
+                self.assertEqual(
+                    [(fields["name"], fields["unit"]) for fields in found], list(units.items())
+                )
                 for fields in found:
                     self.assertTrue(
                         0 <= fields["value"] <= (100 if fields["unit"] == "%" else 125e6), fields
                     )
 
     def test_alerts_are_alive_and_do_not_shout(self):
-        """One to three a minute, and all four levels within every ten minutes."""
+        """One to three a minute, and each level of the system's events within ten minutes."""
         for seed in range(2):
             levels = [
                 (tick, event.fields["level"])
@@ -672,7 +676,7 @@ class TheSimulation(Promises):
             self.assertTrue(60 <= len(levels) <= 180, len(levels))
             for start in range(TICK, TICK + 3_000_000, 10_000):
                 seen = {level for tick, level in levels if start <= tick < start + 600_000}
-                self.assertEqual(seen, set(sse.LEVELS), start)
+                self.assertEqual(seen, set(sse.SYSTEM_EVENTS), start)
 
     def test_a_threshold_is_told_once_and_its_end_too(self):
         """An alert names the metric whose reading crossed a threshold; it is repeated after the
@@ -1907,8 +1911,7 @@ class TheGenerator(Promises):
 
 # --- Handler -------------------------------------------------------------------------------------
 
-STREAMS = ("/api/events/metrics", "/api/events/alerts", "/api/events/all")
-ROUTES = ("/", "/api/status", *STREAMS)
+STREAMS, ROUTES = tuple(sse.STREAMS), sse.ROUTES
 JSON_TYPE = "application/json"
 
 
@@ -2423,9 +2426,12 @@ class Requests(Promises):
 
     def test_what_each_stream_carries(self):
         """`metrics` carries metric, `alerts` carries alert, `all` both, the status and panels."""
-        everything = {"metric", "alert", "status", "panels"}
-        for path, kinds in zip(STREAMS, ({"metric"}, {"alert"}, everything)):
-            stream = self.stream(self.server, path + "?history=60").opened()
+        for name, kinds in (
+            ("metrics", {"metric"}),
+            ("alerts", {"alert"}),
+            ("all", {"metric", "alert", "status", "panels"}),
+        ):
+            stream = self.stream(self.server, f"/api/events/{name}?history=60").opened()
             tick = str(self.server.tick())
             events = stream.until(
                 lambda stream: any(last.startswith(tick) for _, _, last in stream.events)
@@ -2519,8 +2525,10 @@ class Requests(Promises):
             ("name=&foo=bar&foo", every),
         ):
             stream = self.stream(self.server, f"/api/events/all?{query}").opened()
-            tick = self.server.tick(events_of(0, 7, 4))
-            later = self.server.tick(events_of(0, 7, 4))  # behind it, all of the first has come
+            tick = self.server.tick(events_of(0, alerts=len(levels)))
+            later = self.server.tick(
+                events_of(0, alerts=len(levels))
+            )  # behind it, all of the first has come
             events = stream.until(
                 lambda stream: any(last.startswith(str(later)) for _, _, last in stream.events)
             )
@@ -2541,7 +2549,7 @@ class Requests(Promises):
         for path in STREAMS:
             for query, words in (
                 ("name=cpu", METRICS),
-                ("level=fatal", sse.LEVELS),
+                ("level=loud", sse.LEVELS),
                 ("name=cpu_usage,x", METRICS),
                 *((f"history={text}", ["seconds"]) for text in no_seconds),
                 ("lastEventId=1%0A2", ["control"]),
@@ -3558,7 +3566,11 @@ class TheCommand(Promises):
             ]
             self.assertEqual(
                 values,
-                [event.fields["value"] for event in Simulation(7, 0.5).events_at(ticks[0])[:7]],
+                [
+                    event.fields["value"]
+                    for event in Simulation(7, 0.5).events_at(ticks[0])
+                    if event.type == "metric"
+                ],
             )
             self.assertGreater(
                 sse.timestamp(ticks[0] + 3500), events[0][1]["timestamp"]
@@ -3572,7 +3584,7 @@ class TheCommand(Promises):
             for command in (quiet, verbose):
                 exchange(command.address, b"\x1b[2J garbage\r\n\r\n")
                 with Stream(command.address, "/api/events/metrics") as stream:
-                    stream.until(lambda stream: len(stream.events) == 7)
+                    stream.until(lambda stream: stream.events)
             for command, ends, bad_requests in ((quiet, 0, 0), (verbose, 1, 1)):
 
                 def is_gone(address=command.address):
@@ -3603,7 +3615,7 @@ class TheCommand(Promises):
                 for _, data, _ in stream.until(lambda stream: len(stream.events) >= 7)[:7]
             ]
             stream.socket.close()
-            self.assertEqual(names, METRICS)
+            self.assertEqual(names, list(sse.READINGS)[:7])
             self.assertEqual(command.end()[:2], (0, ""))
 
     def test_a_wrong_command_line(self):
@@ -4030,7 +4042,7 @@ class AsAModule(Promises):
                 events = stream.until(
                     lambda stream: any(data["name"] == "own" for _, data, _ in stream.events)
                 )
-            self.assertEqual({data["name"] for _, data, _ in events} - {"own"}, set(METRICS))
+            self.assertEqual({data["name"] for _, data, _ in events} - {"own"}, set(sse.READINGS))
             with Stream(server.server_address, "/api/events/metrics?name=own") as stream:
                 self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 1)
 
@@ -6191,7 +6203,8 @@ class TheAlerts(InABrowser):
             server.publish(Event("alert", {"level": level, "message": f"said as {level}"}))
         for level in sse.LEVELS:
             server.publish(alert(level, f"said as {level}"))
-        self.browser.until("document.querySelectorAll('#rows li').length === 6")
+        count = len(sse.LEVELS) + 2
+        self.browser.until(f"document.querySelectorAll('#rows li').length === {count}")
         said = self.browser.js(
             "[...document.querySelectorAll('#rows li')].map(row => "
             "[row.querySelector('p').innerText,"
@@ -6201,28 +6214,33 @@ class TheAlerts(InABrowser):
         )
         words = {message.removeprefix("said as "): word for message, word, *_ in said}
         known = {level: level.capitalize() for level in sse.LEVELS}
-        self.assertEqual(words, {"critical": "critical", "toString": "toString"} | known)
+        self.assertEqual(
+            words,
+            {"critical": "critical", "toString": "toString"} | known,
+            "a level stands in LEVELS of sse_dashboard.py and in LEVELS of index.html",
+        )
         looks = {tuple(look) for _, _, *look in said}
-        self.assertEqual(len(looks), 5)  # the two that it does not know look alike
+        self.assertEqual(len(looks), count - 1)  # the two that it does not know look alike
         filters = (
             "[...document.querySelectorAll('#filter button')].map(b => b.innerText.split(/\\s+/))"
         )
-        self.assertEqual(
-            self.browser.js(filters),
-            [["6", "All"], ["1", "Error"], ["1", "Warning"], ["1", "Success"], ["1", "Info"]]
-            + [["1", "critical"], ["1", "toString"]],
-        )
+        every, *each = self.browser.js(filters)
+        self.assertEqual(every, [f"{count}", "All"])
+        self.assertEqual(each[-2:], [["1", "critical"], ["1", "toString"]])
+        self.assertEqual(sorted(each[:-2]), sorted(["1", word] for word in known.values()))
         self.browser.js("document.querySelector('#filter [value=critical]').click()")
         self.browser.until("document.querySelectorAll('#rows li').length === 1")
         self.assertIn("said as critical", self.browser.text("#rows"))
         self.browser.js("document.querySelector('#filter [value=\"\"]').click()")
-        for n in range(205):
-            server.publish(alert(sse.LEVELS[n % 4], f"number {n}"))
+        levels = [sse.LEVELS[n % len(sse.LEVELS)] for n in range(205)]
+        for n, level in enumerate(levels):
+            server.publish(alert(level, f"number {n}"))
         self.browser.until("state.alerts[0].message === 'number 204' && !frame")
         self.assertEqual(self.browser.js("state.alerts.length"), 200)
+        held = collections.Counter(known[level] for level in levels[-200:])
         self.assertEqual(
-            self.browser.js(filters),
-            [["200+", "All"]] + [["50+", word] for word in ("Error", "Warning", "Success", "Info")],
+            sorted(self.browser.js(filters)),
+            sorted([["200+", "All"], *([f"{held[word]}+", word] for word in held)]),
         )
         self.browser.js("document.querySelector('#filter [value=warning]').click()")
         self.browser.until(
