@@ -1634,15 +1634,14 @@ class TheGenerator(Promises):
         """At the start it asks a source that depends on the tick alone for the whole history, any
         other for nothing."""
         simulated, own = Counting(True), Counting(False, lambda tick: [metric("live", 1)])
-        broadcaster = sse.Broadcaster(1.0, 20)
-        with (
-            mock.patch.object(sse, "time", FakeTime()),
-            generating(broadcaster, own, simulated),
-        ):
+        broadcaster, clock = sse.Broadcaster(0.2, 4), FakeTime()
+        clock.time = lambda: TICK / 1000  # it stands still, so that no tick comes yet
+        with mock.patch.object(sse, "time", clock), generating(broadcaster, own, simulated):
             held = [int(last.partition("-")[0]) for last in ids(read_all(broadcaster, history=60))]
-            self.assertEqual(held, list(range(held[0], held[0] + 20_000, 1000)))
-            self.assertEqual(held[0] % 1000, 0)
+            self.assertEqual(held, list(range(held[0], held[0] + 4000, 200)))
+            self.assertEqual(held[0] % 200, 0)
             self.assertEqual(simulated.ticks[-20:], held)
+            del clock.time
             own.wait_for(1)
             self.assertTrue(eventually(lambda: broadcaster.snapshot()["events_published"]))
         newest = [data["name"] for kind, data, _ in read_all(broadcaster) if kind == "metric"]
@@ -1653,12 +1652,11 @@ class TheGenerator(Promises):
     def test_a_server_that_starts_resumes_what_one_that_ran_on_would(self):
         """The last ID of the tick before the oldest that is held misses nothing, whatever the
         history."""
+        clock = FakeTime()
+        clock.time = lambda: TICK / 1000  # it stands still, so that no tick comes
         for history in (0, 0.5, 3):
             broadcaster = sse.Broadcaster(1.0, history)
-            with (
-                mock.patch.object(sse, "time", FakeTime()),
-                generating(broadcaster, Counting(True)),
-            ):
+            with mock.patch.object(sse, "time", clock), generating(broadcaster, Counting(True)):
                 first = int(ids(read_all(broadcaster, history=60))[0].partition("-")[0])
                 self.assertEqual(
                     read_all(broadcaster, last_event_id=f"{first - 1000}-1")[0][0],
@@ -2965,11 +2963,13 @@ class Connections(Promises):
             HEARTBEAT_SECONDS=0.1,
         )
         server = self.serve()
-        for size in (15_000, 200_000):  # the thread writes heartbeats; it waits in a write
+        for level in ("info", "error"):
             for _ in range(10):
-                self.stream(server, "/api/events/alerts", receive_buffer=2048).opened()
-            server.tick([alert("info", "x" * size)])
-            self.assertTrue(eventually(lambda: not server.status()["connections"]))
+                path = f"/api/events/alerts?level={level}"
+                self.stream(server, path, receive_buffer=2048).opened()
+        # Some threads write heartbeats, then, and some wait in a write.
+        server.tick([alert("info", "x" * 15_000), alert("error", "x" * 200_000)])
+        self.assertTrue(eventually(lambda: not server.status()["connections"]))
         self.assertEqual(server.closed, ["stalled"] * 20)
 
     def test_each_accepted_socket_has_the_options(self):
@@ -3189,7 +3189,7 @@ class Connections(Promises):
         free. Who has had an answer and stays takes none from the next."""
         program = (
             "import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
-            "s.LINGER_SECONDS = 60.0; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
+            "s.LINGER_SECONDS, s.WATCH_SECONDS = 60.0, 0.05; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
             "sys.exit(s.main())"
         )
         child = subprocess.Popen(
@@ -3211,13 +3211,15 @@ class Connections(Promises):
         for stream in answered:
             stream.socket.close()
         self.assertTrue(eventually(lambda: descriptors_of(child.pid) == idle))
-        for _ in range(2):
+        for looked_at in (0.6, 0):  # seconds
             said = len(log)
             held = [socket.create_connection(address, DEADLINE) for _ in range(60)]
             self.assertTrue(eventually(lambda: descriptors_of(child.pid) == 40 and len(log) > said))
             said, spent = len(log), cpu_seconds_of(child.pid)
             self.assertFalse(
-                eventually(lambda: cpu_seconds_of(child.pid) - spent > 0.2 or len(log) > said, 0.6)
+                eventually(
+                    lambda: cpu_seconds_of(child.pid) - spent > 0.2 or len(log) > said, looked_at
+                )
             )
             for connection in held:
                 connection.close()
@@ -4035,7 +4037,7 @@ class AsAModule(Promises):
         """Their metrics come with the simulated ones, and can be asked for by name."""
         own = Counting()
         with sse.DashboardServer(
-            port=0, sources=[own, Simulation(interval=0.05)], interval=0.05
+            port=0, sources=[own, Simulation(interval=0.05)], interval=0.05, history=10
         ) as server:
             own.wait_for(2)
             with Stream(server.server_address, "/api/events/metrics?history=5") as stream:
@@ -4270,28 +4272,29 @@ class AsAModule(Promises):
 
         The log that is followed is silent meanwhile."""
         machine, training, follower = readme_programs()
+        children = []
         with tempfile.NamedTemporaryFile() as log:
             for program, arguments, names in (
                 (machine, [], {"CPU", "Memory", "Disk", "received", "sent"}),
                 (training.replace("0.2, 2", "0, 0.1"), [], {"loss", "accuracy", "learning_rate"}),
                 (follower, [log.name], {"errors"}),
             ):
-                with self.subTest(names=names):
-                    lines = [line for line in program.splitlines() if line.strip()]
-                    self.assertLess(len(lines), 20)
-                    if program != machine or Path("/proc/meminfo").exists():
-                        self.check_program(program, arguments, names)
+                lines = [line for line in program.splitlines() if line.strip()]
+                self.assertLess(len(lines), 20)
+                if program != machine or Path("/proc/meminfo").exists():
+                    for number in (signal.SIGTERM, signal.SIGINT):
+                        children.append((Program(program, *arguments), names, number))
+            for child, names, number in children:  # each has its first ticks while others end
+                with self.subTest(names=names, signal=number), child:
+                    self.check_program(child, names, number)
 
-    def check_program(self, program, arguments, names):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with Program(program, *arguments) as child, Stream(child.address) as stream:
-                stream.until(
-                    lambda stream: names <= {data.get("name") for _, data, _ in stream.events}
-                )
-                status, errors, seconds = child.end(number)
-                self.assertEqual((status, errors), (0, ""))
-                self.assertLess(seconds, 2)
-                self.assertTrue(stream.ended_on_a_whole_event())
+    def check_program(self, child, names, number):
+        with Stream(child.address) as stream:
+            stream.until(lambda stream: names <= {data.get("name") for _, data, _ in stream.events})
+            status, errors, seconds = child.end(number)
+            self.assertEqual((status, errors), (0, ""))
+            self.assertLess(seconds, 2)
+            self.assertTrue(stream.ended_on_a_whole_event())
 
     def test_the_log_follower_in_the_readme_misses_no_error(self):
         """Not when a line comes in two parts, and not when the log is rotated."""
@@ -4332,6 +4335,7 @@ class AsAModule(Promises):
         shell = re.search(r"    (curl -sN .*jq.*)", README)[1]
         [python] = [text for text in readme_blocks("python") if "urllib.request" in text]
         [node] = readme_blocks("javascript")
+        self.setting(WATCH_SECONDS=0.05)
         server = self.serve()
         port = server.server_address[1]
         found = {name: shutil.which(name) for name in ("curl", "jq", "node")}
