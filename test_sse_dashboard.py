@@ -3189,7 +3189,8 @@ class Connections(Promises):
         free. Who has had an answer and stays takes none from the next."""
         program = (
             "import resource, sys; sys.argv[0] = 'sse_dashboard.py'; import sse_dashboard as s;"
-            "s.LINGER_SECONDS, s.WATCH_SECONDS = 60.0, 0.05; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
+            "s.LINGER_SECONDS, s.WATCH_SECONDS = 60.0, 0.05;"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40));"
             "sys.exit(s.main())"
         )
         child = subprocess.Popen(
