@@ -79,6 +79,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv6Address
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any, NamedTuple, Protocol
@@ -102,22 +103,22 @@ MAX_HISTORY_TICKS = 20_000  # some 100 MB of history, computed within 3 s at the
 CHECK_SECONDS = 1.0  # at least, between two looks of the simulation at its thresholds
 CALM_SECONDS = 30.0  # below a threshold, until that is called normal: so nothing flaps
 
-NEWEST_SECONDS = 0.001  # of history for a client that asks for none: the newest tick
 RETRY_MS = (2000, 4000)  # the reconnection time: random, so that not all come back at once
 HEARTBEAT_SECONDS = 15.0  # of silence: WHATWG HTML advises a comment, for proxies that give up
 HEARTBEAT = b":\n"  # no empty line after it, for that would end an event without data
 SLOW_TICKS = 3  # in a row that a source holds up, until the log names it
+STUCK_SECONDS = 10.0  # that a source keeps the generator waiting, until the log names it
 FUTURE_SECONDS = 60.0  # an ID further ahead of the clock comes from no other server of ours
-CATCH_UP_SECONDS = 60.0  # a pause up to this, or as far as history goes, is made up for
+CATCH_UP_SECONDS = 60.0  # after a pause up to this no tick is left out, however short the history
 
 QUEUE_FRAMES = 100  # that a live client may be late: what does not fit it reads from the history
 HANDFUL_EVENTS = 64  # read from the history and written at a time: some 10 KB
 SEND_BUFFER_BYTES = 16 * 1024  # the kernel's share of what a client is late: by default it is hours
-SEND_TIMEOUT_SECONDS = 10.0  # a client that takes nothing for this long is gone, ...
-SLOWEST_BYTES = 4096  # ... beyond the time in which it reads, at so many a second, what its own
-BUFFERED_SECONDS = 30.0  # ... kernel took for it: up to this
-CLIENTS_AT_ONCE = 128  # woken before publishing rests. Woken all at once, 1,000 threads queue up
-REST_SECONDS = 0.0001  # ... for the interpreter's lock, and cost up to 4 times the CPU
+SEND_TIMEOUT_SECONDS = 10.0  # a client that takes nothing for this long is gone
+SLOWEST_BYTES = 4096  # a second: so fast a client reads what its kernel has taken for it, ...
+BUFFERED_SECONDS = 30.0  # ... and for that time, at most this, it need not take more
+CLIENTS_AT_ONCE = 128  # that are woken before publishing rests
+REST_SECONDS = 0.0001  # without it 1,000 threads wait for the interpreter's lock: 4 times the CPU
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
 MAX_HEAD_BYTES = 65_536  # of a request line and its header fields together
@@ -125,17 +126,17 @@ MAX_FIELDS = 100  # in a request's head
 RESPONSE_SECONDS = 60.0  # for a response that is no stream to be taken
 LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 9112, 9.6)
 MAX_LINGERING = 512  # that wait for this at a time. With one more, the oldest is closed
-RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no place
+RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no room
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
 SPARE_DESCRIPTORS = MAX_LINGERING + 128  # for what is no client's: files, sockets of our own
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
 WATCH_SECONDS = 0.5  # between two looks at all connections: how soon a departure is noticed
 DRAIN_BYTES = 8 << 20  # thrown away in one look, of what a client sent: more than a buffer holds
 
-DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued...
-HANG_UP_SECONDS = 0.3  # ... and for the threads that are then cut, or for a source that is busy
+DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued
+HANG_UP_SECONDS = 0.3  # at the end, for a source that is busy, and for the threads that are cut
 LOG_LINES = 1000  # of the log, that wait to be written: one more is lost
-LOG_SECONDS = 0.3  # at the end, for them to be written
+LOG_SECONDS = 0.2  # at the end, for the log to take the last line, and as long again to write it
 MAX_MILLISECONDS = 253_402_300_800_000  # the year 10000: RFC 3339 has four digits
 
 
@@ -333,6 +334,7 @@ class Entry(NamedTuple):
     type: str
     topic: str
     moment: float  # of its timestamp, in Unix milliseconds
+    published: float  # its tick and the time since, by a clock that nobody sets; in milliseconds
     wire: bytes
 
 
@@ -342,7 +344,9 @@ class Filter(NamedTuple):
     types: frozenset[str] | None = None  # of events. None: all, and with them `status` and `panels`
     names: frozenset[str] = frozenset()  # of metrics. Empty: all
     levels: frozenset[str] = frozenset()  # of alerts. Empty: all
-    after: EventID = (0, 0)  # for a client that comes from a server whose clock is ahead of ours
+    # The ID of a client that comes from a server whose clock is ahead of ours. What is not after
+    # this ID is passed over, for the client had the same from there.
+    after: EventID = (0, 0)
 
     def passes(self, entry: Entry) -> bool:
         if entry.id <= self.after or not (self.types is None or entry.type in self.types):
@@ -362,7 +366,7 @@ EVERYTHING = Filter()
 REASONS = {  # how a stream, or a connection that never got one, came to its end
     "closed": "the client left",
     "stalled": "the client took nothing for SEND_TIMEOUT_SECONDS, or vanished",
-    "refused": "there was no place for it",
+    "refused": "there was no room for it",
     "failed": "a hook of the program raised",
     "shutdown": "the server ended",
 }
@@ -397,14 +401,17 @@ class Subscription:
         return True
 
     def wake(self) -> None:
-        """Lets frames() look at `live` and `reason` again. With a full queue it will anyway."""
+        """Lets frames() look at `live` and `reason` again, if it waits for a frame.
+
+        It waits for none while the queue is full, so then nobody need be woken."""
         self.offer(b"")
 
     def frames(self) -> Iterator[bytes]:
         """What to write, in order, until the stream ends. Blocks the client's thread."""
         while True:
-            # First `live`, then the queue. Nobody adds frames for a client that is not live, so
-            # when its queue is empty everything that was ever in it has been written.
+            # `live` is looked at first. While it is false nobody adds frames, and this thread alone
+            # makes it true again, in catch_up(). So if the queue is empty after that, everything
+            # that was ever in it has been written, and no lock is needed to know it.
             if not self.live and self._queue.empty():
                 if self.reason:
                     return
@@ -452,26 +459,31 @@ class Broadcaster:
         # fills queues while it holds this, which is safe because offer() never blocks.
         self._lock = threading.RLock()
         self._history: list[Entry] = []  # ordered by ID
-        self._newest: dict[tuple[str, str], Entry] = {}  # of each type and topic that is held
+        self._newest_of: dict[tuple[str, str], Entry] = {}  # for each type and topic that is held
         self._last: EventID = (0, 0)  # the newest ID; (tick, 0) after a tick without events
-        self._gone: EventID = (0, 0)  # what came up to this ID is no longer held, or never was
+        self._gone: EventID = (0, 0)  # nothing up to this ID is held
         self._subscriptions: set[Subscription] = set()
         self._events_published = 0
-        self._panels_types: list[str] | None = None  # a program's own event types...
-        self._panels_frame = b""  # ... and the `panels` event that names them
-        self._closed = False
+        self._begun = self._closed = False
+        self._ticked_at = 0.0  # when the newest tick was published, by time.monotonic()
 
-    def publish_tick(self, tick: int, events: Iterable[Event], live: bool = True) -> None:
-        """Publishes the events of a tick. If not `live`, only remembers them, as history."""
+    def publish_tick(
+        self, tick: int, events: Iterable[Event], as_history: bool = False, anew: bool = False
+    ) -> None:
+        """Publishes the events of a tick. If `as_history`, only remembers them.
+
+        `anew` is for the first tick after a gap: the history begins with it. An event whose own
+        moment lies before the newest one of its metric is left out, and logged."""
         with self._lock:
-            if not self._last[0]:
-                self._gone = (tick, 0)
-            last = self._last
-            entries = self._remember(tick, 1, events, tick)
+            if anew or not self._begun:
+                self._begin(tick)
+            self._ticked_at = time.monotonic()
+            before = self._last
+            entries = self._remember((tick, 1), events, tick, tick, strict=False)
             self._last = entries[-1].id if entries else (tick, 0)
             self._forget(tick - max(self.history_ms, 1))  # the newest tick is always held
-            if live:
-                self._fan_out(entries, last, self._status(tick))
+            if not as_history:
+                self._fan_out(entries, before, self._status(tick))
 
     def publish(self, *events: Event) -> None:
         """Publishes events at once, between two ticks, as one batch. Each carries this moment.
@@ -482,43 +494,35 @@ class Broadcaster:
             if not isinstance(event, Event):
                 raise TypeError(f"publish() takes what metric() and alert() make, not {event!r}")
         with self._lock:
-            if self._closed or not self._last[0]:
+            if self._closed or not self._begun:
                 raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}")
-            last = self._last
-            tick, number = last
+            before = self._last
+            tick, number = before
             now = max(time.time() * 1000, tick)
             # Numbers count the microseconds since the tick, so that a server that is started again
             # before the next tick does not give the same number to another event.
             number = max(number + 1, int(1000 * min(now - tick, self.interval_ms)))
-            if entries := self._remember(tick, number, events, now):
+            steady = tick + (time.monotonic() - self._ticked_at) * 1000
+            if entries := self._remember((tick, number), events, now, steady, strict=True):
                 self._last = entries[-1].id
-                self._fan_out(entries, last)
-
-    def begin_anew(self, tick: int) -> None:
-        """Forgets the history: no tick was published for longer than it spans. `tick` is the next.
-
-        Every client is behind now, from a place that is gone: catch_up() tells it of that."""
-        with self._lock:
-            for subscription in self._subscriptions:
-                self._fall_behind(subscription, self._last)
-            self._history.clear()
-            self._newest.clear()
-            self._last = self._gone = (tick - self.interval_ms, 0)
+                # Each tick forgets, too. But there is none while a source keeps the generator.
+                self._forget(steady - self.history_ms - 2 * self.interval_ms)
+                self._fan_out(entries, before)
 
     @contextmanager
     def subscribe(
         self,
         wanted: Filter = EVERYTHING,
         last_event_id: str = "",
-        history: float = NEWEST_SECONDS,
+        history: float | None = None,
     ) -> Iterator[Subscription]:
         """A subscription for the length of a `with` block.
 
         It begins with the reconnection time, and on a stream of all with `status` and `panels`.
         Then come exactly the events after the last event ID. Without an ID, those of the last
-        `history` seconds come, and at least the newest tick. An ID that is older than what is
-        held, or that no server can have sent, is answered by a `reset` event and all that is
-        held."""
+        `history` seconds come, or without both, those of the newest tick. An ID that is older than
+        what is held, or that no server can have sent, is answered by a `reset` event and all that
+        is held."""
         with self._lock:
             reset, place = self._position(last_event_id, history)
             if place > self._last:  # it was served by a clock ahead of ours
@@ -544,7 +548,7 @@ class Broadcaster:
                 subscription.place = self._gone
                 reset = self._reset("expired")
                 if subscription.wanted.types is None:
-                    reset += self._panels(self._newest)  # it may have missed those of a new type
+                    reset += self._panels(self._newest_of)  # a new type may have come meanwhile
             start = bisect_right(self._history, subscription.place, key=lambda entry: entry.id)
             handful = self._history[start : start + HANDFUL_EVENTS]
             if handful:
@@ -570,7 +574,7 @@ class Broadcaster:
     def metric_names(self) -> list[str]:
         """The metrics that are held or have a panel: what a filter may ask for."""
         with self._lock:
-            held = [topic for type, topic in self._newest if type == "metric"]
+            held = [topic for type, topic in self._newest_of if type == "metric"]
         return list(dict.fromkeys(self._panel_metrics + held))
 
     def snapshot(self) -> dict[str, Any]:
@@ -586,44 +590,71 @@ class Broadcaster:
 
     # What follows is called with the lock held.
 
+    def _begin(self, tick: int) -> None:
+        """Begins the history, which is empty then.
+
+        Every client is behind now, from a place that is gone: catch_up() tells it of that."""
+        for subscription in self._subscriptions:
+            self._fall_behind(subscription, self._last)
+        self._history.clear()
+        self._newest_of.clear()
+        self._last = self._gone = (tick, 0)
+        self._begun = True
+
     def _remember(
-        self, tick: int, number: int, events: Iterable[Event], moment: float
+        self,
+        first: EventID,
+        events: Iterable[Event],
+        moment: float,
+        published: float,
+        strict: bool,
     ) -> list[Entry]:
-        """Appends events to the history, all or none of them, with IDs from `number` on."""
+        """Appends events to the history, with IDs from the first on.
+
+        If `strict`, it appends all or none: ValueError for one whose own moment lies before the
+        newest of its metric. Else that one is logged and left out."""
+        tick, number = first
         entries: list[Entry] = []
-        newest = dict(self._newest)
+        newest_of = dict(self._newest_of)
+        if self._history:
+            published = max(published, self._history[-1].published)
         for event in events:
             key = (event.type, event.topic)
             at = moment if event.at is None else event.at
-            if event.type == "metric" and key in newest and at < newest[key].moment:
-                if event.at is not None:
-                    raise ValueError(f"{event.topic} has a value of a later moment than {event.at}")
-                at = newest[key].moment
+            if event.type == "metric" and key in newest_of and at < newest_of[key].moment:
+                problem = f"{event.topic} has a value of a later moment than {event.at}"
+                if event.at is None:
+                    at = newest_of[key].moment  # the clock was set back
+                elif strict:
+                    raise ValueError(problem)
+                else:
+                    logger.warning("an event of tick %d is left out: %s", tick, problem)
+                    continue
             wire = event.encode(at, f"{tick}-{number}")
-            if event.type not in BUILT_IN and all(event.type != type for type, _ in newest):
-                wire = self._panels([*newest, key]) + wire  # a browser must listen for each type
-            entries.append(Entry((tick, number), event.type, event.topic, at, wire))
-            newest[key] = entries[-1]
+            if event.type not in BUILT_IN and all(event.type != type for type, _ in newest_of):
+                wire = self._panels([*newest_of, key]) + wire  # a browser must listen for each type
+            entries.append(Entry((tick, number), event.type, event.topic, at, published, wire))
+            newest_of[key] = entries[-1]
             number += 1
-        self._newest = newest
+        self._newest_of = newest_of
         self._history += entries
         return entries
 
     def _forget(self, until: float) -> None:
-        """Lets go of what is not newer than a moment in Unix milliseconds."""
-        expired = bisect_right(self._history, until, key=lambda entry: entry.id[0])
+        """Lets go of what was published up to a moment, which is in Unix milliseconds."""
+        expired = bisect_right(self._history, until, key=lambda entry: entry.published)
         if not expired:
             return
         self._gone = self._history[expired - 1].id
         for entry in self._history[:expired]:
-            if self._newest.get((entry.type, entry.topic)) is entry:
-                del self._newest[entry.type, entry.topic]
+            if self._newest_of.get((entry.type, entry.topic)) is entry:
+                del self._newest_of[entry.type, entry.topic]
         del self._history[:expired]
 
-    def _fan_out(self, entries: Sequence[Entry], last: EventID, status: bytes = b"") -> None:
+    def _fan_out(self, entries: Sequence[Entry], before: EventID, status: bytes = b"") -> None:
         """Offers each live client the frame of its filter, which is made once.
 
-        `last` is the ID before these entries: from there a client goes on whose queue is full."""
+        A client whose queue is full goes on from `before`, the ID before these entries."""
         self._events_published += len(entries)
         frames: dict[Filter, bytes] = {}
         offered = 0
@@ -635,7 +666,7 @@ class Broadcaster:
                 frames[wanted] = wanted.frame(entries) + (status if wanted.types is None else b"")
             if frames[wanted]:
                 if not subscription.offer(frames[wanted]):
-                    self._fall_behind(subscription, last)
+                    self._fall_behind(subscription, before)
                 offered += 1
                 if offered % CLIENTS_AT_ONCE == 0:
                     time.sleep(REST_SECONDS)
@@ -649,10 +680,10 @@ class Broadcaster:
             subscription.place = place
             subscription.wake()
 
-    def _position(self, last_event_id: str, history: float) -> tuple[str, EventID]:
+    def _position(self, last_event_id: str, history: float | None) -> tuple[str, EventID]:
         """Why a client must start over ("" if it need not), and its place."""
         if not last_event_id:
-            since = self._last[0] - round(history * 1000)
+            since = self._last[0] - (1 if history is None else round(history * 1000))
             return "", max(self._gone, min(self._last, (since, sys.maxsize)))
         found = re.fullmatch(r"([0-9]{1,15})-([0-9]{1,15})", last_event_id)
         if not found:
@@ -669,7 +700,7 @@ class Broadcaster:
             opening += self._reset(reset)
         if wanted.types is None:
             now = time.time() * 1000
-            opening += self._status(now) + self._panels(self._newest)
+            opening += self._status(now) + self._panels(self._newest_of)
         return opening
 
     def _reset(self, reason: str) -> bytes:
@@ -677,10 +708,7 @@ class Broadcaster:
 
     def _panels(self, held: Iterable[tuple[str, str]]) -> bytes:
         own = [type for type in dict.fromkeys(type for type, _ in held) if type not in BUILT_IN]
-        if own != self._panels_types:
-            event = Event("panels", {**self._shown, "types": own})
-            self._panels_types, self._panels_frame = own, event.encode(time.time() * 1000)
-        return self._panels_frame
+        return Event("panels", {**self._shown, "types": own}).encode(time.time() * 1000)
 
     def _status(self, moment: float) -> bytes:
         now = self.snapshot()
@@ -702,8 +730,8 @@ class Generator:
 
     A source that raises is logged, and its events of that tick are left out. A source that takes
     longer than the interval is logged, too. Ticks that are late, after a pause of the process, are
-    made up for from the replayable sources. After a pause that is longer than the history, every
-    client is told to start over."""
+    made up for from the replayable sources. After a pause that is longer than the history, only
+    those that it spans are, and every client is told to start over."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
         # The replayable come first: so their events have the same numbers as in a history that is
@@ -712,22 +740,24 @@ class Generator:
         self.replayable = [source for source in self.sources if is_replayable(source)]
         self._broadcaster = broadcaster
         self._interval_ms = broadcaster.interval_ms
+        # The ticks that the history holds, if a source can tell of those that have passed.
+        self._spanned = 0
+        if self.replayable:
+            self._spanned = max(1, math.ceil(broadcaster.history_ms / self._interval_ms))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._epoch = 0.0  # when, in Unix seconds, the steady clock was at zero
         self._next = 0  # the tick to be published next
         self._late: Counter[int] = Counter()  # ticks in a row that a source held up, by its id()
+        self._asked: tuple[Source, float] | None = None  # who has yet to answer, and since when
 
     def start(self) -> None:
         """Fills the history from the replayable sources, and starts the thread.
 
         Blocks for the time that the sources take. Raises RuntimeError when there is no thread."""
-        interval = self._interval_ms
-        self._next = self._steady_ms() // interval * interval
-        if self.replayable:
-            # One tick more than is held: its ID is the last from which a client may still resume.
-            self._next -= (self._broadcaster.history_ms // interval + 1) * interval
-        self._publish_due(live=False)
+        # One tick more than is held: its ID is the last from which a client may still resume.
+        self._next = self._newest_tick() - self._spanned * self._interval_ms
+        self._publish_due(as_history=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -752,30 +782,30 @@ class Generator:
         self._epoch = max(self._epoch, time.time() - time.monotonic())
         return int((self._epoch + time.monotonic()) * 1000)
 
-    def _publish_due(self, live: bool = True) -> None:
+    def _newest_tick(self) -> int:
+        return self._steady_ms() // self._interval_ms * self._interval_ms
+
+    def _publish_due(self, as_history: bool = False) -> None:
         """Publishes all ticks up to now, each as one frame."""
-        now, interval = self._steady_ms(), self._interval_ms
-        reach = max(self._broadcaster.history_ms + 2 * interval, round(CATCH_UP_SECONDS * 1000))
-        if self._next < now - reach:
-            self._next = (now - reach) // interval * interval + interval
-            self._broadcaster.begin_anew(self._next)
-        while self._next <= now and not self._stop.is_set():
+        newest, interval = self._newest_tick(), self._interval_ms
+        longest_pause = max(self._broadcaster.history_ms + interval, CATCH_UP_SECONDS * 1000)
+        anew = newest - self._next > longest_pause
+        if anew:
+            # Not one tick more than is held: it would be forgotten while the clients read it.
+            self._next = newest - max(self._spanned - 1, 0) * interval
+        while self._next <= newest and not self._stop.is_set():
             tick, self._next = self._next, self._next + interval
             # Only the replayable can tell of a tick that has passed.
-            is_newest = live and self._next > now
-            sources = self.sources if is_newest else self.replayable
-            events = self._events(tick, sources)
-            try:
-                self._broadcaster.publish_tick(tick, events, live)
-            except ValueError:
-                logger.exception("tick %d: what has a moment of its own is left out", tick)
-                rest = [event for event in events if event.at is None]
-                self._broadcaster.publish_tick(tick, rest, live)
+            all_can_tell = tick == newest and not as_history
+            events = self._events(tick, self.sources if all_can_tell else self.replayable)
+            self._broadcaster.publish_tick(tick, events, as_history, anew)
+            anew = False
 
     def _events(self, tick: int, sources: Iterable[Source]) -> list[Event]:
         events: list[Event] = []
         for source in sources:
             started_at = time.monotonic()
+            self._asked = (source, started_at)
             try:
                 found = list(source.events_at(tick))
                 for event in found:
@@ -785,17 +815,29 @@ class Generator:
             # A source does not decide about the server's life with SystemExit. A signal does.
             except (Exception, SystemExit):
                 logger.exception("%r raised at tick %d: its events are left out", source, tick)
-            self._watch(source, time.monotonic() - started_at)
+            self._asked = None
+            self._name_slow(source, time.monotonic() - started_at)
         return events
 
-    def _watch(self, source: Source, seconds: float) -> None:
+    def _name_slow(self, source: Source, seconds: float) -> None:
         """Logs a source that holds up SLOW_TICKS ticks in a row, once until it is fast again.
 
         One that does so for a single tick may just have waited for the processor."""
         late = seconds > self._interval_ms / 1000
         self._late[id(source)] = self._late[id(source)] + 1 if late else 0
         if self._late[id(source)] == SLOW_TICKS:
-            logger.warning("%r takes %.1f s a tick: ticks are missed", source, seconds)
+            logger.warning("%r takes %.1f s a tick: ticks are late", source, seconds)
+
+    def name_stuck(self) -> None:
+        """Logs a source that may never come back, once. Called now and then by another thread."""
+        asked = self._asked
+        if not asked:
+            return
+        source, since = asked
+        seconds = time.monotonic() - since
+        if seconds > max(STUCK_SECONDS, self._interval_ms / 1000):
+            self._asked = None
+            logger.warning("%r has been busy for %.0f s: no tick until it is done", source, seconds)
 
 
 # --- Handler: one request ------------------------------------------------------------------------
@@ -833,7 +875,7 @@ REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") (" + TARGET + rb") (HTTP/([0-9])\
 # White space around a value is taken off later: a pattern for it would try each way to divide it.
 FIELD_LINE = re.compile(rb"(" + TOKEN + rb"):([ -~\t\x80-\xff]*)")
 NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*"
-HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|{NAME})(?::[0-9]*)?"
+HOST = rf"(?:\[([0-9A-Fa-f:.]+)\]|{NAME})(?::[0-9]*)?"
 ORIGIN = re.compile(rf"https?://(?=[^:/?]){HOST}(?=[/?]|\Z)/?", re.IGNORECASE)  # before a path
 CODINGS = {"chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress"}  # RFC 9112, 7
 
@@ -888,7 +930,7 @@ def check_fields(version: str, headers: Message) -> None:
     hosts = headers.get_all("Host", [])
     if len(hosts) > 1 or (not hosts and version != "HTTP/1.0"):
         raise Problem(400, "A request has exactly one Host header field.")
-    if hosts and not re.fullmatch(HOST, hosts[0]):
+    if hosts and not is_host(hosts[0]):
         raise Problem(400, "The Host header field is a name or an address, and perhaps a port.")
     lengths = set(list_of(headers, "Content-Length"))
     if len(lengths) > 1 or not all(re.fullmatch("[0-9]+", length) for length in lengths):
@@ -902,6 +944,16 @@ def check_fields(version: str, headers: Message) -> None:
         raise Problem(501, "This Transfer-Encoding is not known here.")
     if codings[-1:] != ["chunked"] or codings.count("chunked") > 1:
         raise Problem(400, "The last Transfer-Encoding, and only the last, is chunked.")
+
+
+def is_host(value: str) -> bool:
+    """Whether a value is that of a Host header field (RFC 9110, 7.2)."""
+    found = re.fullmatch(HOST, value)
+    if found and found[1]:
+        with suppress(ValueError):
+            return bool(IPv6Address(found[1]))
+        return False
+    return bool(found)
 
 
 def list_of(headers: Message, name: str) -> list[str]:
@@ -1062,7 +1114,7 @@ class Handler(BaseHTTPRequestHandler):
         history = query.get("history", [""])[-1]
         if history and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
             raise Problem(400, "The parameter history is a number of seconds.")
-        seconds = float(history or NEWEST_SECONDS)
+        seconds = float(history) if history else None
         last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t")
         last_event_id = last_event_id or query.get("lastEventId", [""])[-1]
         if re.search(r"[\0-\x1f\x7f]", last_event_id):
@@ -1128,12 +1180,12 @@ if sys.platform == "win32":
     # Without it another program could take the same port. SO_REUSEADDR means just that there.
     SOCKET_OPTIONS.append(("SOL_SOCKET", "SO_EXCLUSIVEADDRUSE", 1))
 
-NO_PLACE_BODY = b'{"error": "There is no place for another connection; try again later."}\n'
-NO_PLACE = (
+NO_ROOM_BODY = b'{"error": "There is no room for another connection; try again later."}\n'
+NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
     b"Access-Control-Allow-Origin: *\r\nX-Content-Type-Options: nosniff\r\n"
     b"Retry-After: %d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
-) % (RETRY_AFTER_SECONDS, len(NO_PLACE_BODY), NO_PLACE_BODY)
+) % (RETRY_AFTER_SECONDS, len(NO_ROOM_BODY), NO_ROOM_BODY)
 THROW_AWAY = struct.pack("ii", 1, 0)  # a value of SO_LINGER: nothing is kept after a close
 STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # no descriptor to be had
 UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH)  # how the kernel may call a vanished peer
@@ -1232,8 +1284,8 @@ def take_signals() -> dict[int, Any]:
     replaced = {}
     if threading.current_thread() is threading.main_thread():
         for each in ENDING_SIGNALS:
-            before = signal.getsignal(each)
-            if not callable(before) or before is signal.default_int_handler:
+            before = signal.getsignal(each)  # None: one that was not set by Python
+            if isinstance(before, signal.Handlers) or before is signal.default_int_handler:
                 replaced[int(each)] = signal.signal(each, interrupt)
     return replaced
 
@@ -1295,14 +1347,15 @@ class DashboardServer(ThreadingHTTPServer):
         self.names_are_known = bool(sources) and self.generator.replayable == sources
         self.max_clients = max_clients
         # Guards the books below. A thread may give its own connection a new deadline without it.
-        # Notified when a connection has given its place back.
+        # Notified when a connection has been answered.
         self._books = threading.Condition()
-        self.deadlines: dict[socket.socket, float] = {}  # of each connection that has a place
+        self.deadlines: dict[socket.socket, float] = {}  # of each connection that was let in
         self._lingering: dict[socket.socket, float] = {}  # answered: until when each may stay
         self._streams: dict[socket.socket, OpenStream] = {}
         self._ended = dict.fromkeys(REASONS, 0)
         self._watched_at = time.monotonic()
         self._starved = self._blind = False  # so that a lasting trouble is logged once
+        self._serving = threading.Thread(target=self._serve, name="serve", daemon=True)
         self._down = threading.Event()
         host = host.removeprefix("[").removesuffix("]")  # as an address with a port has it
         found = socket.getaddrinfo(
@@ -1334,15 +1387,11 @@ class DashboardServer(ThreadingHTTPServer):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         self._watched = selectors.DefaultSelector()
         self._signals = take_signals()
-        serve = threading.Thread(target=self._serve, name="serve", daemon=True)
         try:
             self.generator.start()
-            serve.start()
+            self._serving.start()
         except BaseException:  # no thread was to be had, or a signal came
-            self.generator.stop()
-            self.server_close()
-            self._watched.close()
-            give_back_signals(self._signals)
+            self.__exit__()
             raise
         return self
 
@@ -1355,7 +1404,7 @@ class DashboardServer(ThreadingHTTPServer):
         self.serve_forever(WATCH_SECONDS)
 
     def wait(self) -> None:
-        """Blocks until the server has ended, or a signal unwinds the `with` block."""
+        """Blocks until the server ends, or a signal unwinds the `with` block."""
         # Python runs a signal's handler between two of its own steps: a wait without an end could
         # begin just after a signal.
         while not self._down.wait(WATCH_SECONDS):
@@ -1375,23 +1424,27 @@ class DashboardServer(ThreadingHTTPServer):
         self.broadcaster.publish(*events)
 
     def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> Any:
-        """The one way down: no more ticks, no more clients, every stream to its end. Whoever is
-        left then is cut.
+        """The one way down.
 
         A KeyboardInterrupt has done its work then: the program goes on behind the block."""
-        self.generator.stop()
-        # It wakes the serve thread, which could sleep for WATCH_SECONDS more. And a forked process
-        # may hold a copy of the listening socket, which accepts nobody then either.
-        hang_up(self.socket)
-        self.shutdown()
-        self.server_close()
-        self.broadcaster.close()
         self._down.set()
+        # No more ticks.
+        self.generator.stop()
+        # No more clients. Shutting the socket down wakes the serve thread, which could sleep for
+        # WATCH_SECONDS more. A forked process may hold a copy: it accepts nobody then either.
+        hang_up(self.socket)
+        if self._serving.is_alive():
+            self.shutdown()
+        self.server_close()
+        # Every stream writes what is queued, and ends.
+        self.broadcaster.close()
         with self._books:
             self._books.wait_for(self._has_no_streams, DRAIN_SECONDS)
+            # Whoever is left is cut.
             for connection in self.deadlines:
                 hang_up(connection)
             self._books.wait_for(lambda: not self.deadlines, HANG_UP_SECONDS)
+            # Nobody lingers.
             for connection in list(self._lingering):
                 self._let_go(connection)
             self._watched.close()
@@ -1425,19 +1478,20 @@ class DashboardServer(ThreadingHTTPServer):
         return accepted
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Gives the connection a place. When the house is full, all it does is say so."""
+        """Lets a connection in. When the house is full, all it gets is the 503."""
         with self._books:
             if len(self.deadlines) < self.max_clients:
                 self.deadlines[request] = time.monotonic() + REQUEST_SECONDS
                 return True
-            self._ended["refused"] += 1
         self._refuse(request)
         return False
 
     def _refuse(self, request: socket.socket) -> None:
-        """The 503 for who has no place. It fits the socket's empty buffer, so it never blocks."""
+        """Sends the 503. It fits the socket's empty buffer, so this never blocks."""
+        with self._books:
+            self._ended["refused"] += 1
         with suppress(OSError):
-            request.sendall(NO_PLACE)
+            request.sendall(NO_ROOM)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Starts a thread for the connection, if one can be had."""
@@ -1456,7 +1510,7 @@ class DashboardServer(ThreadingHTTPServer):
         path: str,
         wanted: Filter,
         last_event_id: str,
-        history: float,
+        history: float | None,
     ) -> Iterator[Subscription]:
         """A client's subscription, for the length of a `with` block in the connection's thread.
 
@@ -1464,24 +1518,27 @@ class DashboardServer(ThreadingHTTPServer):
         stream when its client leaves."""
         started_at = time.monotonic()
         with self.broadcaster.subscribe(wanted, last_event_id, history) as subscription:
-            with self._books, suppress(ValueError):  # closed: this thread came late to the end
+            with self._books:
                 self.deadlines[connection] = math.inf
                 self._streams[connection] = OpenStream(connection, subscription)
-                self._watched.register(connection, selectors.EVENT_READ)
+                self._watch(connection)
             try:
-                self.stream_opened(address, path)
-                yield subscription
-            except BaseException as problem:
-                self.broadcaster.end(subscription, "failed")
-                raise RuntimeError(f"a stream of {address} failed") from problem
-            finally:
-                with self._books, suppress(KeyError, ValueError):  # closed, too
-                    self._ended[subscription.reason] += 1
-                    del self._streams[connection]
-                    self._watched.unregister(connection)
-                seconds = time.monotonic() - started_at
-                reason, events = subscription.reason, subscription.events
-                self.stream_closed(address, path, reason, seconds, events)
+                try:
+                    self.stream_opened(address, path)
+                    yield subscription
+                except BaseException:
+                    self.broadcaster.end(subscription, "failed")
+                    raise
+                finally:
+                    reason, events = subscription.reason, subscription.events
+                    with self._books:
+                        self._ended[reason] += 1
+                        del self._streams[connection]
+                        self._unwatch(connection)
+                    seconds = time.monotonic() - started_at
+                    self.stream_closed(address, path, reason, seconds, events)
+            except OSError as problem:  # of a hook. handle_error() would take it for a departure
+                raise RuntimeError(f"a hook failed for {path} of {address}") from problem
 
     def end_stream(
         self, connection: socket.socket, subscription: Subscription, problem: OSError | None
@@ -1499,7 +1556,7 @@ class DashboardServer(ThreadingHTTPServer):
                 hang_up(connection)  # its thread may be in the middle of a write
 
     def close_request(self, request: Any) -> None:
-        """Gives the connection's place back, and lets it linger until the client closes as well.
+        """Makes room for another, and lets this one linger until its client closes as well.
 
         A close before that could take the response with it (RFC 9112, 9.6). Never blocks."""
         with self._books:
@@ -1508,11 +1565,10 @@ class DashboardServer(ThreadingHTTPServer):
             self._lingering[request] = time.monotonic() + LINGER_SECONDS
             if len(self._lingering) > MAX_LINGERING:
                 self._let_go(next(iter(self._lingering)))  # the oldest: it has its answer
-            try:
-                request.setblocking(False)
-                self._watched.register(request, selectors.EVENT_READ)
+            request.setblocking(False)
+            if self._watch(request):
                 self._look_at(request)
-            except (OSError, ValueError):  # this thread came late to the end of the server
+            else:
                 self._let_go(request)
 
     def service_actions(self) -> None:
@@ -1523,6 +1579,7 @@ class DashboardServer(ThreadingHTTPServer):
             return
         self._watched_at = now
         passed = min(passed, 2 * WATCH_SECONDS)  # the process may have been stopped meanwhile
+        self.generator.name_stuck()
         try:
             with self._books:
                 for connection, stream in self._streams.items():
@@ -1545,8 +1602,21 @@ class DashboardServer(ThreadingHTTPServer):
 
     # What follows is called with the books.
 
+    def _watch(self, connection: socket.socket) -> bool:
+        """Whether the serve thread can still look at it: a thread may come late to the end."""
+        with suppress(ValueError, OSError):
+            self._watched.register(connection, selectors.EVENT_READ)
+            return True
+        return False
+
+    def _unwatch(self, connection: socket.socket) -> None:
+        with suppress(KeyError, ValueError):  # it was never watched, or the server has ended
+            self._watched.unregister(connection)
+
     def _look_at(self, connection: Any) -> None:
-        """Throws away what a client sent unasked, and notices when it has left."""
+        """Throws away what a client sent unasked, and notices when it has left.
+
+        Does not block: a connection that lingers never does, and a stream's has been selected."""
         problem = None
         try:
             if connection.recv(DRAIN_BYTES):
@@ -1563,8 +1633,7 @@ class DashboardServer(ThreadingHTTPServer):
     def _let_go(self, connection: socket.socket) -> None:
         """Closes a connection that lingers."""
         self._lingering.pop(connection, None)
-        with suppress(KeyError, ValueError):
-            self._watched.unregister(connection)
+        self._unwatch(connection)
         connection.close()
 
     # What a program may override, or ask.
@@ -1803,7 +1872,8 @@ class WithAlerts:
     """Another source, and the alerts that follow from the thresholds of its panels.
 
     The rule is the simulation's, and the page's: a metric is in trouble from a threshold on, until
-    it was below it for CALM_SECONDS."""
+    it was below it for CALM_SECONDS. It remembers the values of that time, so it is not replayable,
+    whatever the other source is."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -1825,11 +1895,10 @@ class WithAlerts:
         self._recent[name] = [*recent, (tick, value)]
         before = self._severity.get(name, 0)
         now = self._severity[name] = severity(panel.limits, [v for _, v in self._recent[name]])
-        text = (
-            f"{value:g} {unit}" if panel.decimals is None else f"{value:.{panel.decimals}f} {unit}"
-        )
+        digits = ".12g" if panel.decimals is None else f".{panel.decimals}f"
         label = f"{panel.title} {panel.metrics[name]}".rstrip()
-        return threshold_alert(panel, name, label, before, now, text.rstrip())
+        text = f"{value:{digits}} {unit}".rstrip()
+        return threshold_alert(panel, name, label, before, now, text)
 
 
 # --- Command line --------------------------------------------------------------------------------
@@ -1862,8 +1931,8 @@ class PatientLog(logging.Handler):
 
     def close(self) -> None:
         """Waits a moment for what is queued to be written. Called when the process ends."""
-        with suppress(queue.Full):
-            self._lines.put_nowait(None)
+        with suppress(queue.Full):  # nobody reads standard error
+            self._lines.put(None, timeout=LOG_SECONDS)
             self._writer.join(LOG_SECONDS)
         super().close()
 

@@ -207,11 +207,8 @@ def ids(events):
     return [last_id for kind, _, last_id in events if kind in ("metric", "alert")]
 
 
-class ByHand:
+class ByHand(sse.Generator):
     """In place of the server's generator: starts and stops nothing. The test gives the ticks."""
-
-    def __init__(self, broadcaster, sources):
-        self.replayable = [source for source in sources if getattr(source, "replayable", False)]
 
     def start(self):
         pass
@@ -953,7 +950,7 @@ class OneSubscription(Promises):
             reader = threading.Thread(target=read, args=[subscription], daemon=True)
             reader.start()
             self.assertTrue(eventually(lambda: subscription.live))
-            broadcaster.begin_anew(TICK + 3_600_000)
+            broadcaster.publish_tick(TICK + 3_600_000, [], anew=True)
             self.assertTrue(told.wait(DEADLINE))
             self.assertTrue(eventually(lambda: subscription.live))
             broadcaster.end(subscription, "closed")
@@ -1142,6 +1139,7 @@ class TheBroadcaster(Promises):
         """Open streams and the interval as they are, at connect and at every tick, and nothing
         that moves the cursor."""
         broadcaster = sse.Broadcaster(0.25, 10)
+        broadcaster.publish_tick(TICK - 250, [])
         with broadcaster.subscribe(history=0), broadcaster.subscribe(history=0) as subscription:
             wire = drain(subscription)
             broadcaster.publish_tick(TICK, [])
@@ -1261,8 +1259,7 @@ class TheBroadcaster(Promises):
         self.assertEqual(
             read_all(just_started, last_event_id=f"{TICK - 1000}-8")[0][1]["reason"], "expired"
         )
-        just_started.begin_anew(TICK + 60_000)
-        just_started.publish_tick(TICK + 60_000, events_of(0))
+        just_started.publish_tick(TICK + 60_000, events_of(0), anew=True)
         self.assertEqual(
             read_all(just_started, last_event_id=f"{TICK + 2000}-8")[0][1]["reason"], "expired"
         )
@@ -1298,12 +1295,12 @@ class TheBroadcaster(Promises):
                 for subscription in live:
                     drain(subscription)
             broadcaster.publish_tick(TICK + 6000, [Event("deploy", {})])
-            broadcaster.begin_anew(TICK + 3_600_000)
+            broadcaster.publish_tick(TICK + 3_600_000, [], anew=True)
             self.assertEqual(broadcaster.metric_names(), [])
             (*_, (_, shown, _)) = parse(drain(stack.enter_context(broadcaster.subscribe())))
             self.assertEqual(shown["types"], [])
             broadcaster.publish(alert("info", "in between"), metric("cpu_usage", 1))
-            for n in (0, 1):
+            for n in (1, 2):
                 broadcaster.publish_tick(TICK + 3_600_000 + n * 1000, events_of(0))
             for subscription in live + full + behind:
                 events = parse(drain(subscription))
@@ -1696,17 +1693,23 @@ class TheGenerator(Promises):
         )
 
     def test_a_source_with_a_moment_before_its_newest_is_logged_and_left_out(self):
-        """The tick goes on with the events of the others, and the next tick comes."""
+        """It alone: what else has a moment of its own is told, and so is the next tick."""
         moments = itertools.count(TICK, -1000)
-        late = Counting(act=lambda tick: [metric("late", 1, at=next(moments))])
+        late = Counting(
+            act=lambda tick: [
+                metric("late", 1, at=next(moments)),
+                metric("in_time", 1, at=tick),
+            ]
+        )
         broadcaster = sse.Broadcaster(0.05, 60)
         with generating(broadcaster, late, Counting()):
             late.wait_for(5)
         events = read_all(broadcaster, history=60)
         names = [data["name"] for kind, data, _ in events if kind == "metric"]
         self.assertEqual(names.count("late"), 1)
+        self.assertGreaterEqual(names.count("in_time"), 4)
         self.assertGreaterEqual(names.count("own"), 4)
-        self.expect_logged("a moment of its own is left out")
+        self.expect_logged("late has a value of a later moment")
 
     def test_a_source_that_holds_up_the_ticks_is_named(self):
         """In one line of the log, however long it goes on, and again when it was fast between. One
@@ -1734,8 +1737,37 @@ class TheGenerator(Promises):
             other.wait_for(17)
         self.assertEqual(lines[:17], [0] * 6 + [1] * 9 + [2] * 2)
         (line, _) = self.expect_logged("the crawling source takes 1.")
-        self.assertIn("s a tick: ticks are missed", line.getMessage())
+        self.assertIn("s a tick: ticks are late", line.getMessage())
         self.assertEqual(line.levelno, logging.WARNING)
+
+    def test_a_source_that_never_comes_back_is_named(self):
+        """Once, after STUCK_SECONDS. Meanwhile publish() goes on, and forgets what is older than
+        the history."""
+        self.setting(STUCK_SECONDS=0.2, WATCH_SECONDS=0.05)
+        asked, back = threading.Event(), threading.Event()
+        self.addCleanup(back.set)
+
+        class Hanging:
+            def __repr__(self):
+                return "the hanging source"
+
+            def events_at(self, tick):
+                asked.set()
+                back.wait()
+                return []
+
+        clock = FakeTime()
+        server = self.serve(0, sse.DashboardServer, port=0, sources=[Hanging()], history=5)
+        self.assertTrue(asked.wait(DEADLINE))
+        self.assertTrue(eventually(lambda: self.log))
+        with mock.patch.object(sse, "time", clock):
+            for n in range(100):
+                clock.take(1)
+                server.publish(metric(f"m{n}", n))
+        names = server.broadcaster.metric_names()
+        self.assertEqual(names[-1], "m99")
+        self.assertLess(len(names), 10)
+        (_,) = self.expect_logged("the hanging source has been busy")
 
     def test_what_no_source_should_do_ends_nothing(self):
         """SystemExit, or an event that cannot be encoded after all: the next tick comes."""
@@ -1837,18 +1869,21 @@ class TheGenerator(Promises):
                 drain(subscription)
                 last = broadcaster.snapshot()["last_event_id"]
                 clock.wall += 3600
+                slept_until = clock.time() * 1000
                 self.assertTrue(
                     eventually(lambda: broadcaster_tick(broadcaster) > clock.time() * 1000 - 500)
                 )
                 events = parse(drain(subscription))
-                self.assertIn("expired", [data.get("reason") for _, data, _ in events])
+                reasons = [data["reason"] for kind, data, _ in events if kind == "reset"]
+                self.assertEqual(reasons, ["expired"])
                 self.assertEqual(subscription.reason, "")
                 told = [kind for kind, _, _ in events].index("reset")
                 after = [int(last.partition("-")[0]) for last in ids(events[told:])]
                 self.assertEqual({b - a for a, b in itertools.pairwise(after)}, {50})
                 again = read_all(broadcaster, last_event_id=last)
                 self.assertEqual(again[0][1]["reason"], "expired")
-        self.assertLess(len(source.ticks), 3000)
+        made_up = [tick for tick in source.ticks if tick > slept_until - 1_000_000]
+        self.assertGreater(made_up[0], slept_until - 2000)  # what the history spans, no more
 
     def test_a_stream_stays_open_while_a_laptop_sleeps(self):
         """On the wire: what came before the sleep, `reset`, the ticks that the history spans, and
@@ -2070,6 +2105,7 @@ ANSWERS = (
     (400, "9112 3.2", host(b"[::g]")),
     (400, "9112 3.2", host(b"[]")),
     (400, "9112 3.2", host(b"[::1]x")),
+    (400, "3986 3.2.2", host(b"[1:2]")),
     (400, "9112 3.2", host(b"[::1%25lo]")),
     (400, "9112 3.2", host(b"x:+80")),
     (400, "9112 3.2", host(b'"x"')),
@@ -3279,6 +3315,11 @@ class Connections(Promises):
                 if path.endswith("alerts"):
                     raise FileNotFoundError("hook")
 
+            def stream_closed(self, address, path, *rest):
+                super().stream_closed(address, path, *rest)
+                if path.endswith("metrics"):
+                    raise BrokenPipeError("the same error as of a client that left")
+
         server = self.serve(kind=Raising)
         good = self.stream(server).opened()
         self.stream(server, "/api/events/alerts").to_the_end()
@@ -3286,8 +3327,12 @@ class Connections(Promises):
         self.assertTrue(eventually(lambda: server.status()["ended"]["failed"] == 1))
         self.assertTrue(eventually(lambda: server.closed == ["failed"]))
         self.assertTrue(eventually(lambda: self.log))
+        self.stream(server, "/api/events/metrics").opened().socket.close()
+        self.assertTrue(eventually(lambda: len(self.log) == 2))
+        logged = self.expect_logged("failed")
         self.assertEqual(
-            type(self.expect_logged("failed")[0].exc_info[1].__cause__), FileNotFoundError
+            [type(record.exc_info[1].__cause__) for record in logged],
+            [FileNotFoundError, BrokenPipeError],
         )
 
     def test_a_stream_says_at_verbose_how_it_ended(self):
@@ -3312,7 +3357,17 @@ class Connections(Promises):
         server = HandDriven()
         with server:
             server.tick()
-            streams = [self.stream(server, path).opened() for path in STREAMS]
+            streams = [self.stream(server, path) for path in STREAMS]
+            for stream in streams:
+                stream.until(lambda stream: ids(stream.events))
+
+            def is_live():
+                """A client is told the status of a tick only when it is live."""
+                server.tick()
+                streams[2].read()
+                return [kind for kind, _, _ in streams[2].events].count("status") > 1
+
+            self.assertTrue(eventually(is_live))
             server.tick()
             silent = socket.create_connection(server.server_address)
             self.addCleanup(silent.close)
@@ -4019,7 +4074,7 @@ class Restarts(Promises):
 
 # --- As a module ---------------------------------------------------------------------------------
 
-CRITICAL = "Critical CPU detected: 96 %"
+CRITICAL = "Critical CPU detected: 66436489637 %"
 
 
 class AsAModule(Promises):
@@ -4192,7 +4247,7 @@ class AsAModule(Promises):
 
     def test_thresholds_of_a_program_make_alerts(self):
         """By the simulation's rule: at once when one is crossed, and half a minute below it."""
-        values = {0: 5, 1: 85, 2: 96, 3: 90, 4: 5, 33: 5, 34: 5}
+        values = {0: 5, 1: 85, 2: 66_436_489_637, 3: 90, 4: 0.1 + 0.2, 33: 5, 34: 0.1 + 0.2}
 
         class Busy:
             panels = (sse.Panel("CPU", {"cpu": ""}, thresholds={"warning": 80, "error": 95}),)
@@ -4211,8 +4266,8 @@ class AsAModule(Promises):
             told,
             [
                 (1, "warning", "High CPU detected: 85 %"),
-                (2, "error", "Critical CPU detected: 96 %"),
-                (34, "success", "CPU back to normal: 5 %"),
+                (2, "error", "Critical CPU detected: 66436489637 %"),
+                (34, "success", "CPU back to normal: 0.3 %"),
             ],
         )
 
