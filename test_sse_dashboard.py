@@ -4074,7 +4074,7 @@ class Restarts(Promises):
 
 # --- As a module ---------------------------------------------------------------------------------
 
-CRITICAL = "Critical CPU detected: 66436489637 %"
+CRITICAL = "Critical CPU detected: 96 %"
 
 
 class AsAModule(Promises):
