@@ -3204,6 +3204,29 @@ class Connections(Promises):
             self.assertIsNone(record.exc_info)
         stream.until_id(server.tick())
         self.assertEqual(fetch(server.server_address, "/")[0], 200)
+        self.assertEqual(server.status()["ended"]["refused"], 2)
+
+    def test_a_beginning_that_fails_leaves_nothing(self):
+        """Neither without a thread nor at a signal that comes when all have just begun."""
+        start = threading.Thread.start
+
+        def fail(thread):
+            if thread.name == "serve":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        def begin_and_be_interrupted(thread):
+            start(thread)
+            if thread.name == "serve":
+                raise KeyboardInterrupt
+
+        for begin, problem in ((fail, RuntimeError), (begin_and_be_interrupted, KeyboardInterrupt)):
+            server = sse.DashboardServer(port=0)
+            with mock.patch.object(threading.Thread, "start", begin):
+                self.assertRaises(problem, server.__enter__)
+            self.assertEqual({"serve", "generator"} & set(thread_names()), set())
+            with self.assertRaises(ConnectionError):
+                socket.create_connection(server.server_address)
 
     def test_the_limit_of_descriptors_is_raised_to_what_is_needed(self):
         """A soft limit below --max-clients keeps nobody out."""
