@@ -19,7 +19,7 @@ Threads, and who ends them:
     generator   asks the sources for the events of each tick, and publishes them.
                 DashboardServer.__exit__ ends it first.
     serve       accepts connections. Twice a second it looks at all of them, notices who has left,
-                and cuts who is over time. __exit__ ends it next.
+                cuts who is over time, and names a source that hangs. __exit__ ends it next.
     one for each connection: reads one request and answers it. The thread of a stream sleeps on
                 its queue and writes what comes. It ends when its subscription was ended (the client
                 left, the server stops) or when a write failed.
@@ -344,8 +344,8 @@ class Filter(NamedTuple):
     types: frozenset[str] | None = None  # of events. None: all, and with them `status` and `panels`
     names: frozenset[str] = frozenset()  # of metrics. Empty: all
     levels: frozenset[str] = frozenset()  # of alerts. Empty: all
-    # The ID of a client that comes from a server whose clock is ahead of ours. What is not after
-    # this ID is passed over, for the client had the same from there.
+    # For a client that comes from a server whose clock is ahead of ours. It had everything up to
+    # this ID from there, so that much of what is published here is passed over.
     after: EventID = (0, 0)
 
     def passes(self, entry: Entry) -> bool:
@@ -591,7 +591,7 @@ class Broadcaster:
     # What follows is called with the lock held.
 
     def _begin(self, tick: int) -> None:
-        """Begins the history, which is empty then.
+        """Begins with an empty history, from this tick on.
 
         Every client is behind now, from a place that is gone: catch_up() tells it of that."""
         for subscription in self._subscriptions:
