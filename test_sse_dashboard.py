@@ -4872,6 +4872,20 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
 
+@functools.cache
+def the_browser():
+    """One for all tests: it takes a second to start."""
+    browser = Browser()
+    unittest.addModuleCleanup(browser.close)
+    return browser
+
+
+@functools.cache
+def first_reading(interval, tick):
+    """What the simulation says first at a tick, of the CPU. Many tests ask for the same."""
+    return Simulation(0, interval / 1000).events_at(tick)[0].fields["value"]
+
+
 @unittest.skipIf(IN_SHORT, "SSE_TEST_BROWSER is 0")
 @unittest.skipUnless(CHROMIUM and DRIVER, NO_BROWSER)
 class InABrowser(Promises):
@@ -4880,8 +4894,7 @@ class InABrowser(Promises):
 
     @classmethod
     def setUpClass(cls):
-        cls.browser = Browser()
-        cls.addClassCleanup(cls.browser.close)
+        cls.browser = the_browser()
 
     def setUp(self):
         super().setUp()
@@ -4936,14 +4949,14 @@ class InABrowser(Promises):
 
     def check_against_simulation(self, interval=250):
         """The page's points are the simulation's: none missing, none twice, none changed."""
-        points, simulation = self.points(), Simulation(0, interval / 1000)
+        points = self.points()
         self.assertGreater(len(points), 100)
         self.assertEqual(
             [time for time, _ in points],
             list(range(points[0][0], points[-1][0] + interval, interval)),
         )
         for tick, value in points:
-            self.assertEqual(value, simulation.events_at(tick)[0].fields["value"])
+            self.assertEqual(value, first_reading(interval, tick))
 
 
 class ThePage(InABrowser):
@@ -5020,9 +5033,6 @@ class ThePage(InABrowser):
         with Command("--interval", "0.25") as command:
             self.go(command.url.partition(" at ")[2].split()[0])
             shown = self.browser.text("[data-metric=memory_usage]")
-            self.browser.until(
-                "state.status.uptime > 2.5"
-            )  # so that its successor's start can be told from its own
             command.process.kill()
             command.process.communicate()
             self.browser.state("Reconnecting", seconds=1.5)
@@ -5047,6 +5057,7 @@ class ThePage(InABrowser):
         server = self.live()
         self.go(server.url)
         port = server.server_port
+        self.browser.js("Math.random = () => .1, 0")  # so that no wait is long
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
         self.browser.until("wait >= 4000", 20)
@@ -5059,6 +5070,7 @@ class ThePage(InABrowser):
         when there is a place."""
         server = self.live()
         self.go(server.url)
+        self.browser.js("Math.random = () => .1, 0")  # so that no wait is long
         places, server.max_clients = server.max_clients, 0
         for connection in list(server.deadlines):
             sse.hang_up(connection)
@@ -5120,7 +5132,7 @@ class ThePage(InABrowser):
         port = server.server_port
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
-        self.browser.until("steady() - link.heardAt > 3500", 20)
+        self.browser.until("steady() - link.heardAt > 2000", 20)
         self.live(port, history=1.0)
         self.browser.js("retryNow(), 0")
         self.browser.state("Live")
@@ -5152,9 +5164,10 @@ class ThePage(InABrowser):
         )  # nobody gave up a stream of its own
         self.browser.call("DELETE", "/window")
         self.assertTrue(eventually(lambda: server.broadcaster.snapshot()["connections"] == 1))
+        self.browser.switch(handles[0])
+        newest = self.browser.js("state.newest")
         for handle in handles:
             self.browser.switch(handle)
-            newest = self.browser.js("state.newest")
             self.browser.until(f"state.newest > {newest} + 500")
             self.check_against_simulation()
         self.assertTrue(
@@ -5301,7 +5314,7 @@ class ThePage(InABrowser):
 
     def test_one_frame_however_many_events(self):
         """Twenty ticks a second, and no more than one drawing in an animation frame."""
-        server = self.live(interval=0.05)
+        server = self.live(interval=0.05, history=20.0)
         self.go(server.url)
         self.browser.until("Date.now() - state.newest < 1000")
         drawn, frames = self.browser.js(
@@ -5891,6 +5904,15 @@ class Relay:
             connection.close()
 
 
+def page_with(*settings):
+    """Our page with other settings: a test that waits for them takes less time."""
+    page = (HERE / "index.html").read_text("utf-8")
+    for ours, others in settings:
+        assert page.count(ours) == 1, ours
+        page = page.replace(ours, others)
+    return page
+
+
 class Puppet(http.server.ThreadingHTTPServer):
     """A server that says on its event stream what a test tells it to say, and nothing of its own.
     Its page may have other settings than ours, to shorten a wait."""
@@ -5919,11 +5941,7 @@ class Puppet(http.server.ThreadingHTTPServer):
             pass
 
     def __init__(self, *settings):
-        page = (HERE / "index.html").read_text("utf-8")
-        for ours, others in settings:
-            assert page.count(ours) == 1, ours
-            page = page.replace(ours, others)
-        self.page = page.encode()
+        self.page = page_with(*settings).encode()
         self.streams, self.ended = queue.Queue(), threading.Event()
         super().__init__(("127.0.0.1", 0), self.RequestHandlerClass)
         self.url = f"http://127.0.0.1:{self.server_port}/"
@@ -6005,11 +6023,11 @@ class ThePast(InABrowser):
         self.mouse("Moved", x, y)
         self.browser.until(f"cursorTime(shown) === {time} && !frame")
         drawn = self.browser.js("cards[0].canvas.toDataURL()")
-        self.browser.until(f"state.newest > {end} + 2000")
+        self.browser.until(f"state.newest > {end} + 1000")
         self.assertEqual(self.browser.js("[cursorTime(shown), shown.end]"), [time, end])
         self.assertEqual(self.browser.js("cards[0].canvas.toDataURL()"), drawn)
         self.mouse("Moved", 2, 2)
-        self.browser.until(f"cursorTime(shown) === null && shown.end > {end} + 1500")
+        self.browser.until(f"cursorTime(shown) === null && shown.end > {end} + 500")
 
     def test_the_crosshair_by_keys(self):
         """A chart that has the focus is read by arrows, page, home and end, and zoomed by + and
@@ -6263,12 +6281,11 @@ class ThePast(InABrowser):
         self.go(server.url)
         self.browser.js("document.querySelector('#windows button').click()")
         port = server.server_port
-        self.browser.until("state.status.uptime > 1.5")
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
         written = "cards.map(({written}) => written.map(({string}) => string).join()).join()"
         self.browser.until(f"{written}.includes('no data since ' + clock.format(state.newest))")
-        self.browser.until("steady() - link.heardAt > 3500", 20)
+        self.browser.until("steady() - link.heardAt > 2000", 20)
         self.live(port, history=1.0)
         self.browser.js("retryNow(), 0")
         self.browser.state("Live")
@@ -6483,7 +6500,7 @@ class TheConnection(InABrowser):
           if (word && word !== said.at(-1)) said.push(word);
         }).observe(document, {subtree: true, childList: true, characterData: true});
     """
-    CHANCE = "Math.random = () => .3;"  # or a wait may be long
+    CHANCE = "Math.random = () => .1;"  # or a wait may be long
     CLOCK = """
         window.ahead = 0;
         const RealDate = Date;
@@ -6548,10 +6565,13 @@ class TheConnection(InABrowser):
 
     def test_a_machine_that_slept(self):
         """Its stream said nothing meanwhile, and is replaced at once: it may be dead."""
+        self.before(self.CHANCE)
         puppet = self.puppet()
         self.go(puppet.url, "")
         puppet.opened()
-        puppet.status(time.time_ns() // 1_000_000, interval=60.0)
+        now = time.time_ns() // 1_000_000
+        puppet.status(now, interval=60.0)
+        puppet.say("metric", now, 1, name="load", value=1, unit="")
         self.browser.state("Live")
         self.browser.js(
             "performance.now = (now => () => now.call(performance) + 3.6e6)(performance.now), 0"
@@ -6653,6 +6673,13 @@ class TheConnection(InABrowser):
     def test_a_holder_that_the_browser_froze_or_that_hangs(self):
         """A frozen tab hands its stream over; the stream of one that hangs is taken from it."""
         server = self.live()
+        page = page_with(
+            ("MIN_SILENCE_MS = 5000", "MIN_SILENCE_MS = 2500"),
+            ("PATIENCE_MS = 2000 + 1000", "PATIENCE_MS = 500 + 100"),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "index.html").write_text(page, "utf-8")
+            server.page = sse.load_page(Path(folder, "index.html"))
         self.go(server.url)
         first = self.browser.call("GET", "/window")
         second = self.browser.tab()
@@ -6763,7 +6790,7 @@ class TheConnection(InABrowser):
         self.browser.until("document.querySelector('#rows').innerText.includes('a door is open')")
         server.publish(metric("loss", 0.5))
         self.browser.until("state.series.has('loss')")
-        self.browser.until("serverTime(steady()) - state.newest > 4000")
+        self.browser.until("serverTime(steady()) - state.newest > 3500")
         self.assertEqual(self.browser.js("said"), ["Connecting", "Live"])
         self.go(self.live(sources=[], interval=60).url)  # it greets, and has no more to say for now
 
