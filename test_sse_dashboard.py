@@ -4427,7 +4427,7 @@ class AsAModule(Promises):
             consumers.append((["node", "--input-type=module", "-e", node], b"cpu_usage"))
         for command, expected in consumers:
             with self.subTest(command=command[0]):
-                command[-1] = command[-1].replace("localhost:8000", f"127.0.0.1:{port}")
+                command[-1] = re.sub(r"[\w.]+:8000", f"127.0.0.1:{port}", command[-1])
                 with tempfile.TemporaryFile() as output:
                     process = subprocess.Popen(command, stdout=output, start_new_session=True)
                     try:
