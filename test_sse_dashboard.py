@@ -4949,6 +4949,16 @@ class InABrowser(Promises):
         if state:
             self.browser.state(state)
 
+    def size(self, width, height=900, density=1):
+        self.browser.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=density,
+            mobile=width < 700,
+        )
+        self.browser.until(f"innerWidth === {width} && devicePixelRatio === {density}")
+
     def shown(self, selector):
         return self.browser.js(
             f"document.querySelector({json.dumps(selector)})?.checkVisibility() === true"
@@ -5068,14 +5078,26 @@ class ThePage(InABrowser):
                 self.assertEqual(self.browser.js("document.querySelector('#retry').hidden"), True)
 
     def test_it_comes_back_by_itself(self):
-        """Without a hand, after the wait that it shows; the waits grow."""
+        """Without a hand, after the wait that it shows; the waits grow. On a phone nothing moves
+        for what is said meanwhile, nor for a moment that is looked at."""
         server = self.live()
         self.go(server.url)
+        self.size(390, 844)
         port = server.server_port
         self.browser.js("Math.random = () => .1, 0")  # so that no wait is long
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
+        self.browser.js(
+            "new Promise(done => requestAnimationFrame(() => setTimeout(() => {"
+            "window.moved = []; new PerformanceObserver(list => { for (const shift of"
+            " list.getEntries()) moved.push(...shift.sources.map(({node}) => node?.nodeName)); })"
+            ".observe({type: 'layout-shift'}); done(); })))"
+        )
         self.browser.until("wait >= 4000", 20)
+        self.browser.js("look(state.newest - 60_000), 0")
+        self.browser.until("document.querySelector('#live').checkVisibility() && !frame")
+        self.assertNotIn("MAIN", self.browser.js("moved"))
+        self.browser.js("backToLive()")
         self.live(port)
         self.browser.state("Live", seconds=12)
         self.check_against_simulation()
@@ -5500,16 +5522,6 @@ class TheCards(InABrowser):
             "Page.removeScriptToEvaluateOnNewDocument",
             identifier=added["identifier"],
         )
-
-    def size(self, width, height=900, density=1):
-        self.browser.cdp(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=density,
-            mobile=width < 700,
-        )
-        self.browser.until(f"innerWidth === {width} && devicePixelRatio === {density}")
 
     def nothing_overlaps(self, least):
         """Once all charts are drawn in their size: no text lies over another or leaves its box."""
