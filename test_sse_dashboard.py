@@ -5063,6 +5063,8 @@ class ThePage(InABrowser):
             self.browser.state("Reconnecting", seconds=1.5)
             self.assertRegex(self.browser.text("[data-metric=memory_usage]"), r"\d")
             self.assertTrue(shown)
+            number = "getComputedStyle(document.querySelector('[data-metric=memory_usage] b'))"
+            self.assertEqual(*self.browser.js(f"[{number}.color, paint.quiet]"))
             self.browser.until(
                 "/no data for [1-9]\\d* s/.test(document.querySelector('#detail').innerText)"
             )
@@ -5764,12 +5766,12 @@ class TheCards(InABrowser):
 
     def test_meters_and_their_contrast(self):
         """A gauge shows its panel's range, and no number touches an arc; its value stands out from
-        its track in every mode."""
+        its track in every mode. A chart shows its panel's thresholds."""
         panels = [
-            sse.Panel("Bar", {"bar": ""}, gauge="bar", min=-20, max=60),
-            sse.Panel("Arc", {"arc": ""}, gauge="arc", min=0, max=8e9),
-            sse.Panel("Full", {"full": ""}, gauge="arc", min=0, max=100),
-            sse.Panel("Long", {"long": ""}, gauge="arc", min=0, max=1000),
+            sse.Panel("Bar", {"bar": ""}, "bar", -20, 60, {"warning": 30, "error": 45}),
+            sse.Panel("Arc", {"arc": ""}, "arc", 0, 8e9),
+            sse.Panel("Full", {"full": ""}, "arc", 0, 100),
+            sse.Panel("Long", {"long": ""}, "arc", 0, 1000, {"error": 9000}),
         ]
         start = time.time_ns() // 1_000_000 - 5000
 
@@ -5810,6 +5812,18 @@ class TheCards(InABrowser):
                 ["Long", "0", "1000", "345.67", "345.67 ms", "34.567 100"],
             ],
         )
+        self.browser.until("cards.every(({written}) => written.length)")
+        edges, inked = self.browser.js(
+            "(({context, canvas}) => {"
+            "const {data} = context.getImageData(0, 0, canvas.width, canvas.height);"
+            "return [cards.map(({written}) => written.map(({string}) => string).join(' ')),"
+            "['warning', 'error'].map(level => { const [r, g, b] = paint[level].match(/\\d+/g);"
+            "return data.reduce((count, _, i) => count + (i % 4 === 0 && data[i] == r"
+            " && data[i + 1] == g && data[i + 2] == b), 0); })]; })(cards[0])"
+        )
+        self.assertRegex(edges[0], r"\b30\b.* 45\b|\b45\b.* 30\b")
+        self.assertIn("↑ 9,000", edges[3])
+        self.assertGreater(min(inked), 100)  # of a line, and of its number
         contrast = (
             "(() => { const canvas = document.createElement('canvas');"
             "const c = canvas.getContext('2d', {willReadFrequently: true});"
@@ -5823,10 +5837,10 @@ class TheCards(InABrowser):
         )
         for features in (
             {"prefers-color-scheme": "light"},
-            {"prefers-color-scheme": "dark"},
             {"prefers-contrast": "more"},
-            {"prefers-contrast": "more", "prefers-color-scheme": "dark"},
             {"forced-colors": "active"},
+            {"prefers-color-scheme": "dark"},
+            {"prefers-contrast": "more", "prefers-color-scheme": "dark"},
             {"forced-colors": "active", "prefers-color-scheme": "dark"},
         ):
             with self.subTest(**features):
@@ -5835,6 +5849,8 @@ class TheCards(InABrowser):
                     features=[{"name": name, "value": value} for name, value in features.items()],
                 )
                 self.assertGreaterEqual(self.browser.js(contrast), 3)
+                quiet = "getComputedStyle(document.querySelector('.range')).color"
+                self.browser.until(f"paint.quiet === {quiet}")  # the canvas follows, too
                 chosen = "getComputedStyle(document.querySelector('#windows [aria-pressed={}]'))"
                 look = "(s => [s.borderTopColor, s.backgroundColor].join())({})"
                 self.assertNotEqual(
