@@ -5858,12 +5858,16 @@ class TheCards(InABrowser):
                 )
 
     def test_density_paper_and_the_way_to_the_alerts(self):
-        """Sharp at another density without a resize; light on paper; a phone reaches the alerts."""
+        """Sharp at another density without a resize; on paper light, and no alert is cut; a phone
+        reaches the alerts."""
         self.browser.cdp(
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": "dark"}],
         )
-        self.go(self.live().url)
+        server = self.live()
+        self.go(server.url)
+        for number in range(12):
+            server.publish(alert("info", f"{number} times " + "a long word " * 60))
         self.browser.until(f"cards.length === {len(sse.PANELS)}")
         width = self.browser.js("cards[0].canvas.clientWidth")
         self.browser.until(f"Math.abs(cards[0].canvas.width - {width}) <= 1")
@@ -5878,6 +5882,15 @@ class TheCards(InABrowser):
         self.browser.until("window.printed !== undefined && paint.card !== window.printed[0]")
         self.assertEqual(self.browser.js("window.printed[0]"), "rgb(255, 255, 255)")
         self.browser.until(f"paint.card === {json.dumps(dark)}")
+        self.browser.until("document.querySelectorAll('#rows li').length === 12")
+        whole = (
+            "[...document.querySelectorAll('#log, #rows p')]"
+            ".every(({scrollHeight, clientHeight}) => scrollHeight <= clientHeight + 1)"
+        )
+        self.assertFalse(self.browser.js(whole))
+        self.browser.cdp("Emulation.setEmulatedMedia", media="print")
+        self.assertTrue(self.browser.js(whole))
+        self.browser.cdp("Emulation.setEmulatedMedia", media="")
         self.size(390, 844)
         self.browser.js("scrollTo(0, 1000)")
         self.browser.js("document.querySelector('#reach').click()")
