@@ -10,7 +10,7 @@ One tick's journey is the order of this file. The simulation, an example of a so
       -> socket                                                       one write
       ~~> EventSource -> state -> one animation frame -> canvas       in the page, index.html
 
-Nothing flows back but the last event ID, which a client sends when it connects again.
+Nothing flows back but what a client asks for: a filter, and the last event ID that it was given.
 
 Threads, and who ends them:
 
@@ -22,27 +22,29 @@ Threads, and who ends them:
                 cuts who is over time, and names a source that hangs. __exit__ ends it next.
     one for each connection: reads one request and answers it. The thread of a stream sleeps on
                 its queue and writes what comes. It ends when its subscription was ended (the client
-                left, the server stops) or when a write failed.
-    log         writes the log of the command to standard error, so that nobody else waits for it
+                left, the server stops) or when a write failed. Any other answer has a deadline:
+                then the serve thread cuts the connection.
+    log         writes the log to standard error, so that nobody else waits for it. It ends with the
+                server, when it has written what is queued.
 
 Words:
 
     tick        a multiple of the interval, in Unix milliseconds: the moment that readings are of
-    event ID    <tick>-<number within the tick>. IDs are ordered, and the same in every server with
-                the same seed and interval.
+    event ID    <tick>-<number within the tick>. IDs are ordered. The simulation's are the same in
+                every server with the same seed and interval.
     frame       the bytes of one or more whole events: what one write sends
-    place       the last event ID that a client was given
+    place       of a client that is behind: the event ID after which it reads on
     live        a client that gets every frame into its queue as it is published
     behind      a client whose thread reads the history, from its place on, until it is live
 
 Deliberate choices:
 
   * One mechanism for a first history, a resume, a burst and a slow reader: see Subscription. Nobody
-    is waited for, and nobody is cut for being slow.
+    is waited for, and nobody is cut who reads 4 KB a second.
   * A client goes live under the lock that publishing takes, when nothing is left to read. That
     alone keeps gaps and doubles out.
-  * The readings are a function of seed and time. So a restart loses nothing, and two servers need
-    not know each other.
+  * The simulation is a function of seed and time. So a restart loses none of its events, and two
+    servers need not know each other.
   * One request a connection. No body is ever taken for the next request, and the end of a stream
     is the end of its connection.
 
@@ -105,18 +107,18 @@ CALM_SECONDS = 30.0  # below a threshold, until that is called normal: so nothin
 
 RETRY_MS = (2000, 4000)  # the reconnection time: random, so that not all come back at once
 HEARTBEAT_SECONDS = 15.0  # of silence: WHATWG HTML advises a comment, for proxies that give up
-HEARTBEAT = b":\n"  # no empty line after it, for that would end an event without data
+HEARTBEAT = b":\n"  # no empty line: some clients would hand on an event without data
 SLOW_TICKS = 3  # in a row that a source holds up, until the log names it
 STUCK_SECONDS = 10.0  # that a source keeps the generator waiting, until the log names it
 FUTURE_SECONDS = 60.0  # an ID further ahead of the clock comes from no other server of ours
-CATCH_UP_SECONDS = 60.0  # after a pause up to this no tick is left out, however short the history
+CATCH_UP_SECONDS = 60.0  # after a pause up to this no tick is left out, even if history is shorter
 
-QUEUE_FRAMES = 100  # that a live client may be late: what does not fit it reads from the history
+QUEUE_FRAMES = 100  # that a live client may be late: one that is further behind reads the history
 HANDFUL_EVENTS = 64  # read from the history and written at a time: some 10 KB
 SEND_BUFFER_BYTES = 16 * 1024  # the kernel's share of what a client is late: by default it is hours
 SEND_TIMEOUT_SECONDS = 10.0  # a client that takes nothing for this long is gone
-SLOWEST_BYTES = 4096  # a second: so fast a client reads what its kernel has taken for it, ...
-BUFFERED_SECONDS = 30.0  # ... and for that time, at most this, it need not take more
+SLOWEST_BYTES = 4096  # a second: the slowest reader that is kept
+BUFFERED_SECONDS = 30.0  # longer, at most, may it take to read what its own kernel has taken
 CLIENTS_AT_ONCE = 128  # that are woken before publishing rests
 REST_SECONDS = 0.0001  # without it 1,000 threads wait for the interpreter's lock: 4 times the CPU
 
@@ -128,14 +130,14 @@ LINGER_SECONDS = 2.0  # after a response, for the client to close first (RFC 911
 MAX_LINGERING = 512  # that wait for this at a time. With one more, the oldest is closed
 RETRY_AFTER_SECONDS = 5  # told to a client for whom there is no room
 BACKLOG = 1024  # connections that wait to be accepted: a burst, not an overload
-SPARE_DESCRIPTORS = MAX_LINGERING + 128  # for what is no client's: files, sockets of our own
+SPARE_DESCRIPTORS = MAX_LINGERING + 128  # for who lingers, and for files and sockets of our own
 ACCEPT_PAUSE_SECONDS = 0.1  # when there is no descriptor for a new connection
 WATCH_SECONDS = 0.5  # between two looks at all connections: how soon a departure is noticed
 DRAIN_BYTES = 8 << 20  # thrown away in one look, of what a client sent: more than a buffer holds
 
 DRAIN_SECONDS = 0.6  # at the end, for the streams to write what is queued
 HANG_UP_SECONDS = 0.3  # at the end, for a source that is busy, and for the threads that are cut
-LOG_LINES = 1000  # of the log, that wait to be written: one more is lost
+LOG_LINES = 1000  # that may wait to be written: more are lost
 LOG_SECONDS = 0.2  # at the end, for the log to take the last line, and as long again to write it
 MAX_MILLISECONDS = 253_402_300_800_000  # the year 10000: RFC 3339 has four digits
 
@@ -198,6 +200,8 @@ class Event:
             raise ValueError(
                 f"an event's type is one line of text, not empty and without NUL, not {self.type!r}"
             )
+        if not isinstance(self.fields, Mapping):
+            raise TypeError(f"an event's fields are names with values, not {self.fields!r}")
         if {"type", "timestamp"} & self.fields.keys():
             raise ValueError("`type` and `timestamp` are added to an event's fields by publishing")
         if self.at is not None and not (is_number(self.at) and 0 <= self.at < MAX_MILLISECONDS):
@@ -295,8 +299,10 @@ class Panel:
             raise ValueError("a gauge shows one metric, and needs a min and a max")
         if list(self.limits) != sorted(set(self.limits)):
             raise ValueError(f"a worse level has a higher threshold: {self.thresholds!r}")
-        if self.decimals is True or self.decimals not in (None, *range(10)):
-            raise ValueError(f"a panel's decimals are a number from 0 to 9, not {self.decimals!r}")
+        if self.decimals is not None and type(self.decimals) is not int:
+            raise TypeError(f"a panel's decimals are a whole number, not {self.decimals!r}")
+        if self.decimals not in (None, *range(10)):
+            raise ValueError(f"a panel's decimals are from 0 to 9, not {self.decimals!r}")
         to_json(self.as_fields()).encode()  # raises for what no stream could say, as an Event does
 
     @property
@@ -309,6 +315,14 @@ class Panel:
         return {name: value for name, value in vars(self).items() if value not in ("", None, {})}
 
 
+def check_event(event: object) -> None:
+    """Raises TypeError or ValueError for what a program cannot tell."""
+    if not isinstance(event, Event):
+        raise TypeError(f"events are what metric() and alert() make, not {event!r}")
+    if event.type in ("status", "panels", "reset"):
+        raise ValueError(f"{event.type!r} is an event of the server's own")
+
+
 class Source(Protocol):
     """Where events come from: the simulation, or a program's own.
 
@@ -319,7 +333,8 @@ class Source(Protocol):
     def events_at(self, tick: int) -> Iterable[Event]:
         """The events of a tick, which is in Unix milliseconds.
 
-        Called in the generator thread, and for the history at the start in the main thread."""
+        Called in the generator thread, and for the history at the start in the thread that enters
+        the server's `with` block."""
 
 
 # --- Subscription: one client's queue, its filter, its place in the history -----------------------
@@ -334,7 +349,7 @@ class Entry(NamedTuple):
     type: str
     topic: str
     moment: float  # of its timestamp, in Unix milliseconds
-    published: float  # its tick and the time since, by a clock that nobody sets; in milliseconds
+    published: float  # its tick, and the milliseconds since by a steady clock: what to forget
     wire: bytes
 
 
@@ -344,8 +359,8 @@ class Filter(NamedTuple):
     types: frozenset[str] | None = None  # of events. None: all, and with them `status` and `panels`
     names: frozenset[str] = frozenset()  # of metrics. Empty: all
     levels: frozenset[str] = frozenset()  # of alerts. Empty: all
-    # For a client that comes from a server whose clock is ahead of ours. It had everything up to
-    # this ID from there, so that much of what is published here is passed over.
+    # For a client that comes from a server whose clock is ahead of ours: everything up to this ID
+    # it had from there, so here it is skipped.
     after: EventID = (0, 0)
 
     def passes(self, entry: Entry) -> bool:
@@ -365,9 +380,9 @@ class Filter(NamedTuple):
 EVERYTHING = Filter()
 REASONS = {  # how a stream, or a connection that never got one, came to its end
     "closed": "the client left",
-    "stalled": "the client took nothing for SEND_TIMEOUT_SECONDS, or vanished",
+    "stalled": "the client took nothing for too long (see OpenStream), or vanished",
     "refused": "there was no room for it",
-    "failed": "a hook of the program raised",
+    "failed": "stream_opened(), a hook of the program, raised",
     "shutdown": "the server ended",
 }
 
@@ -385,10 +400,11 @@ class Subscription:
 
     def __init__(self, broadcaster: Broadcaster, wanted: Filter, place: EventID) -> None:
         self.wanted = wanted
-        self.place = place  # while it is behind: the last ID that it was given or has in its queue
+        self.place = place  # while it is behind: the ID after which its thread reads on
+        self.can_miss = False  # whether it is told that its place is gone: not before it began
         self.live = False
         self.reason = ""  # why it has ended, once it has: a key of REASONS
-        self.events = 0  # written so far
+        self.events = 0  # written so far, those of the server's own included
         self._broadcaster = broadcaster
         self._queue: queue.Queue[bytes] = queue.Queue(QUEUE_FRAMES)
 
@@ -464,6 +480,7 @@ class Broadcaster:
         self._gone: EventID = (0, 0)  # nothing up to this ID is held
         self._subscriptions: set[Subscription] = set()
         self._events_published = 0
+        self.names_are_open = False  # a program has published a metric that no panel names
         self._begun = self._closed = False
         self._ticked_at = 0.0  # when the newest tick was published, by time.monotonic()
 
@@ -491,11 +508,12 @@ class Broadcaster:
         Raises TypeError for what is no event, ValueError for an event whose own moment lies before
         the newest one of its metric, RuntimeError when the server has not begun or has ended."""
         for event in events:
-            if not isinstance(event, Event):
-                raise TypeError(f"publish() takes what metric() and alert() make, not {event!r}")
+            check_event(event)
         with self._lock:
             if self._closed or not self._begun:
                 raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}")
+            known = self._panel_metrics
+            self.names_are_open |= any(e.type == "metric" and e.topic not in known for e in events)
             before = self._last
             tick, number = before
             now = max(time.time() * 1000, tick)
@@ -528,6 +546,7 @@ class Broadcaster:
             if place > self._last:  # it was served by a clock ahead of ours
                 wanted = wanted._replace(after=place)
             subscription = Subscription(self, wanted, place)
+            subscription.can_miss = bool(last_event_id) and not reset
             self._subscriptions.add(subscription)
             subscription.offer(self._opening(wanted, reset))
             if self._closed:
@@ -546,9 +565,11 @@ class Broadcaster:
         with self._lock:
             if subscription.place < self._gone:
                 subscription.place = self._gone
-                reset = self._reset("expired")
+                if subscription.can_miss:
+                    reset = self._reset("expired")
                 if subscription.wanted.types is None:
                     reset += self._panels(self._newest_of)  # a new type may have come meanwhile
+            subscription.can_miss = True
             start = bisect_right(self._history, subscription.place, key=lambda entry: entry.id)
             handful = self._history[start : start + HANDFUL_EVENTS]
             if handful:
@@ -558,10 +579,13 @@ class Broadcaster:
         return reset + subscription.wanted.frame(handful)
 
     def end(self, subscription: Subscription, reason: str) -> None:
-        """Ends a stream, behind the frames that are queued. The first reason stays."""
+        """Ends a stream, after the frames that are queued. The first reason stays.
+
+        A client that is behind gets no more of the history: it resumes from where it is."""
         with self._lock:
             if not subscription.reason:
                 subscription.reason = reason
+                # It gets no more frames. Its thread writes those it has, and finds the reason.
                 self._fall_behind(subscription, self._last)
 
     def close(self) -> None:
@@ -596,6 +620,7 @@ class Broadcaster:
         Every client is behind now, from a place that is gone: catch_up() tells it of that."""
         for subscription in self._subscriptions:
             self._fall_behind(subscription, self._last)
+            subscription.can_miss = True
         self._history.clear()
         self._newest_of.clear()
         self._last = self._gone = (tick, 0)
@@ -730,8 +755,8 @@ class Generator:
 
     A source that raises is logged, and its events of that tick are left out. A source that takes
     longer than the interval is logged, too. Ticks that are late, after a pause of the process, are
-    made up for from the replayable sources. After a pause that is longer than the history, only
-    those that it spans are, and every client is told to start over."""
+    made up for from the replayable sources. After a pause that is longer than the history, and than
+    CATCH_UP_SECONDS, only those that the history spans are, and every client is told so."""
 
     def __init__(self, broadcaster: Broadcaster, sources: Sequence[Source]) -> None:
         # The replayable come first: so their events have the same numbers as in a history that is
@@ -740,8 +765,8 @@ class Generator:
         self.replayable = [source for source in self.sources if is_replayable(source)]
         self._broadcaster = broadcaster
         self._interval_ms = broadcaster.interval_ms
-        # The ticks that the history holds, if a source can tell of those that have passed.
-        self._spanned = 0
+        # The ticks that the history holds: of any that is past, only the replayable can tell.
+        self._spanned = 1
         if self.replayable:
             self._spanned = max(1, math.ceil(broadcaster.history_ms / self._interval_ms))
         self._stop = threading.Event()
@@ -755,9 +780,14 @@ class Generator:
         """Fills the history from the replayable sources, and starts the thread.
 
         Blocks for the time that the sources take. Raises RuntimeError when there is no thread."""
-        # One tick more than is held: its ID is the last from which a client may still resume.
-        self._next = self._newest_tick() - self._spanned * self._interval_ms
-        self._publish_due(as_history=True)
+        if self.replayable:
+            # One tick more than is held: its ID is the last from which a client may still resume.
+            self._next = self._newest_tick() - self._spanned * self._interval_ms
+            self._publish_due(as_history=True)
+        else:
+            # Nobody can tell of what was before this very moment.
+            self._broadcaster.publish_tick(self._steady_ms(), [], as_history=True)
+            self._next = self._newest_tick() + self._interval_ms
         self._thread.start()
 
     def stop(self) -> None:
@@ -791,8 +821,9 @@ class Generator:
         longest_pause = max(self._broadcaster.history_ms + interval, CATCH_UP_SECONDS * 1000)
         anew = newest - self._next > longest_pause
         if anew:
-            # Not one tick more than is held: it would be forgotten while the clients read it.
-            self._next = newest - max(self._spanned - 1, 0) * interval
+            # Here not one tick more than is held: it would be forgotten while clients read it, and
+            # they would be told a second time.
+            self._next = newest - (self._spanned - 1) * interval
         while self._next <= newest and not self._stop.is_set():
             tick, self._next = self._next, self._next + interval
             # Only the replayable can tell of a tick that has passed.
@@ -809,13 +840,14 @@ class Generator:
             try:
                 found = list(source.events_at(tick))
                 for event in found:
-                    if not isinstance(event, Event):
-                        raise TypeError(f"a source gives what metric() makes, not {event!r}")
+                    check_event(event)
                 events += found
-            # A source does not decide about the server's life with SystemExit. A signal does.
-            except (Exception, SystemExit):
+            except KeyboardInterrupt:  # a signal, while the main thread fills the history
+                raise
+            except BaseException:  # a source does not decide about the server's life
                 logger.exception("%r raised at tick %d: its events are left out", source, tick)
-            self._asked = None
+            finally:
+                self._asked = None
             self._name_slow(source, time.monotonic() - started_at)
         return events
 
@@ -838,6 +870,52 @@ class Generator:
         if seconds > max(STUCK_SECONDS, self._interval_ms / 1000):
             self._asked = None
             logger.warning("%r has been busy for %.0f s: no tick until it is done", source, seconds)
+
+
+# --- Log: nobody waits for standard error --------------------------------------------------------
+
+
+class PatientLog(logging.Handler):
+    """The log on standard error, written by a thread of its own: nobody else ever waits for it.
+
+    Standard error may be a pipe that nobody reads, or a terminal that Ctrl-S has stopped. A line
+    that finds the queue full is lost. The next one that is not says how many were."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue(LOG_LINES)
+        self._lost = 0
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+        self._writer.start()
+        super().__init__()  # last: it is closed at the end only if it has begun
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queues a line. The base class holds the lock of this handler meanwhile."""
+        try:
+            line = f"{self.format(record)}\n"
+        except Exception:  # a source whose repr() raises, for one
+            line = f"{record.levelname} {record.msg}\n"
+        if self._lost:
+            line = f"({self._lost} lines of the log were lost here)\n{line}"
+        try:
+            self._lines.put_nowait(line)
+            self._lost = 0
+        except queue.Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Waits a moment for what is queued to be written."""
+        with suppress(queue.Full):  # nobody reads standard error
+            self._lines.put(None, timeout=LOG_SECONDS)
+            self._writer.join(LOG_SECONDS)
+        super().close()
+
+    def _write(self) -> None:
+        # Past the buffer of sys.stderr: at its end, Python would wait for whoever is writing to it.
+        stream = open(sys.stderr.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError):
+                stream.write(line.encode(sys.stderr.encoding, "backslashreplace"))
 
 
 # --- Handler: one request ------------------------------------------------------------------------
@@ -911,7 +989,7 @@ def head_lines(file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def read_fields(lines: Iterator[bytes]) -> Message:
-    """Reads header fields until the empty line behind them. Raises Problem for one that is none."""
+    """Reads header fields until the empty line after them. Raises Problem for one that is none."""
     headers = Message()
     for line in lines:
         if not line:
@@ -1021,7 +1099,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: DashboardServer
     rfile: io.BufferedReader
-    rbufsize = 1024  # the head of a request is shorter: 7 KiB less for each client
+    rbufsize = 256  # a head comes in some pieces then: 8 KiB less for each client
     # Where the kernel does not say what a client takes, a write has to end in time. On Linux a
     # timeout would only add a poll() to every write.
     timeout = None if sys.platform == "linux" else SEND_TIMEOUT_SECONDS
@@ -1030,7 +1108,7 @@ class Handler(BaseHTTPRequestHandler):
     request_version = "HTTP/1.1"
 
     def handle(self) -> None:
-        """Reads the request and answers it. Every error is answered here."""
+        """Reads the request and answers it. Every Problem is answered here."""
         try:
             if self.rfile.peek(1):  # else the client has left without a word
                 self.read_request()
@@ -1108,17 +1186,19 @@ class Handler(BaseHTTPRequestHandler):
         """Streams events until the client leaves or the server ends it.
 
         Raises Problem for a wrong parameter, before anything is sent."""
-        known = self.server.broadcaster.metric_names() if self.server.names_are_known else None
+        last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t")
+        last_event_id = last_event_id or query.get("lastEventId", [""])[-1]
+        if re.search(r"[\0-\x1f\x7f]", last_event_id):
+            raise Problem(400, "An event ID has no control characters.")
+        # Whoever resumes was let in with these names. A 400 would stop a browser for good.
+        is_known = self.server.names_are_known and not last_event_id
+        known = self.server.broadcaster.metric_names() if is_known else None
         names = self.choice(query, "name", known)
         levels = self.choice(query, "level", LEVELS)
         history = query.get("history", [""])[-1]
         if history and not re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", history):
             raise Problem(400, "The parameter history is a number of seconds.")
         seconds = float(history) if history else None
-        last_event_id = self.headers.get("Last-Event-ID", "").strip(" \t")
-        last_event_id = last_event_id or query.get("lastEventId", [""])[-1]
-        if re.search(r"[\0-\x1f\x7f]", last_event_id):
-            raise Problem(400, "An event ID has no control characters.")
         self.respond(200, EVENT_STREAM | PUBLIC)
         if self.command == "HEAD":
             return
@@ -1211,8 +1291,8 @@ def collect_panels(panels: Iterable[Panel], sources: Iterable[Source]) -> list[P
 def why_it_ended(connection: socket.socket, problem: OSError | None) -> str:
     """The reason for a stream's end: its socket raised a problem, or its input ended (None).
 
-    The kernel tells one caller alone that it gave up a peer: the one that reads, or the one that
-    writes. The other finds a socket that is not connected, and cannot know why: ""."""
+    The kernel reports once that it gave up a peer: to whoever reads or writes next. The other of
+    the two threads finds a socket that is not connected, and cannot know why. It gets ""."""
     if problem is None:
         try:
             connection.getpeername()
@@ -1228,17 +1308,19 @@ def why_it_ended(connection: socket.socket, problem: OSError | None) -> str:
     return "closed"
 
 
-# In Linux's struct tcp_info: the packets in flight, the bytes that the peer has acknowledged, and
-# the bytes that are yet to be sent.
-TCP_INFO = struct.Struct("=24xI92xQ16xI")
+# In Linux's struct tcp_info: how often a packet and how often a probe of a full window was sent in
+# vain, the packets in flight, the bytes that the peer has acknowledged, and those yet to be sent.
+TCP_INFO = struct.Struct("=2xBB20xI92xQ16xI")
+IN_VAIN = 3  # so often, and the peer seems to have vanished
 
 
 class OpenStream:
     """A stream, and how long its client may go on taking nothing.
 
-    TCP_USER_TIMEOUT and a timeout of a write would be shorter, but end slow readers: the kernel of
-    a client takes what it has room for, some 100 KB, and makes no more room until half of that was
-    read. For half a minute nothing tells a slow reader from one that does not read."""
+    TCP_INFO tells what the peer's kernel has acknowledged. TCP_USER_TIMEOUT and a timeout of a
+    write would be less to read, but they end slow readers: the kernel of a client takes what it has
+    room for, some 100 KB, and makes no more room until half of that was read. So for half a minute
+    nothing tells a client that reads SLOWEST_BYTES a second from one that does not read."""
 
     def __init__(self, connection: socket.socket, subscription: Subscription) -> None:
         self.subscription = subscription
@@ -1254,13 +1336,15 @@ class OpenStream:
             return False  # the timeout of a write has to do: see Handler
         with suppress(OSError, struct.error):
             info = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
-            in_flight, taken, unsent = TCP_INFO.unpack(info)
+            resent, probes, in_flight, taken, unsent = TCP_INFO.unpack(info)
             self._patience -= passed
             if taken > self._taken or not (in_flight or unsent):
                 patience = max(self._patience, SEND_TIMEOUT_SECONDS)
                 patience += (taken - self._taken) / SLOWEST_BYTES
                 self._patience = min(patience, SEND_TIMEOUT_SECONDS + BUFFERED_SECONDS)
                 self._taken = taken
+            elif max(resent, probes) >= IN_VAIN:  # a kernel that takes no more answers a probe
+                self._patience = min(self._patience, SEND_TIMEOUT_SECONDS)
         return self._patience < 0
 
 
@@ -1270,11 +1354,44 @@ ENDING_SIGNALS = [
 ]
 
 
-def interrupt(signal_number: int, frame: object) -> None:
-    """Unwinds the main thread at the first signal. A second one ends the process at once."""
-    for each in ENDING_SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
-    raise KeyboardInterrupt
+class Interrupt:
+    """The handler of these signals: the first one unwinds the main thread by a KeyboardInterrupt.
+
+    A second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()  # of the process that took the signals
+        self._holds_back = self._has_come = False
+
+    def __call__(self, signal_number: int, frame: object) -> None:
+        for each in ENDING_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() != self.pid:  # a forked process has no server to end in order
+            os.kill(os.getpid(), signal_number)
+        self._has_come = self._holds_back
+        if not self._holds_back:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Lets a signal wait for the end of a `with` block, if this is the main thread.
+
+        An exception may come between any two steps of Python. In a block that takes locks it could
+        come when one was just taken, which nobody would give back then."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._holds_back = True
+        try:
+            yield
+        finally:
+            self._holds_back = False
+            if self._has_come:
+                self._has_come = False
+                raise KeyboardInterrupt
+
+
+interrupt = Interrupt()
 
 
 def take_signals() -> dict[int, Any]:
@@ -1283,6 +1400,7 @@ def take_signals() -> dict[int, Any]:
     A handler that the program has set itself stays. Python lets only the main thread set one."""
     replaced = {}
     if threading.current_thread() is threading.main_thread():
+        interrupt.pid = os.getpid()
         for each in ENDING_SIGNALS:
             before = signal.getsignal(each)  # None: one that was not set by Python
             if isinstance(before, signal.Handlers) or before is signal.default_int_handler:
@@ -1344,17 +1462,18 @@ class DashboardServer(ThreadingHTTPServer):
         self.generator = self.generator_class(self.broadcaster, sources)
         # Nobody knows the names of another source before it has spoken, and to answer 400 then
         # would stop a browser for good.
-        self.names_are_known = bool(sources) and self.generator.replayable == sources
+        self._sources_are_known = bool(sources) and self.generator.replayable == sources
         self.max_clients = max_clients
-        # Guards the books below. A thread may give its own connection a new deadline without it.
-        # Notified when a connection has been answered.
+        # Guards the books, which are the dicts below. A thread may give its own connection a new
+        # deadline without it. Notified when a connection has been answered.
         self._books = threading.Condition()
         self.deadlines: dict[socket.socket, float] = {}  # of each connection that was let in
         self._lingering: dict[socket.socket, float] = {}  # answered: until when each may stay
         self._streams: dict[socket.socket, OpenStream] = {}
         self._ended = dict.fromkeys(REASONS, 0)
-        self._watched_at = time.monotonic()
+        self._looked_at = time.monotonic()
         self._starved = self._blind = False  # so that a lasting trouble is logged once
+        self._log: PatientLog | None = None
         self._serving = threading.Thread(target=self._serve, name="serve", daemon=True)
         self._down = threading.Event()
         host = host.removeprefix("[").removesuffix("]")  # as an address with a port has it
@@ -1364,6 +1483,11 @@ class DashboardServer(ThreadingHTTPServer):
         # A name like localhost may have addresses of both families. IPv6 may be off.
         self.address_family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         super().__init__((str(address[0]), port), Handler)
+
+    @property
+    def names_are_known(self) -> bool:
+        """Whether a metric that is not held, and has no panel, does not exist."""
+        return self._sources_are_known and not self.broadcaster.names_are_open
 
     def server_bind(self) -> None:
         """Takes the port, without looking up the host's full name as the base class does.
@@ -1387,7 +1511,12 @@ class DashboardServer(ThreadingHTTPServer):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         self._watched = selectors.DefaultSelector()
         self._signals = take_signals()
+        self._pid = os.getpid()
         try:
+            # For a program that has not said where its log goes. sys.stderr may be None.
+            if sys.stderr and not logger.hasHandlers():
+                self._log = PatientLog()
+                logger.addHandler(self._log)
             self.generator.start()
             self._serving.start()
         except BaseException:  # no thread was to be had, or a signal came
@@ -1404,11 +1533,11 @@ class DashboardServer(ThreadingHTTPServer):
         self.serve_forever(WATCH_SECONDS)
 
     def wait(self) -> None:
-        """Blocks until the server ends, or a signal unwinds the `with` block."""
-        # Python runs a signal's handler between two of its own steps: a wait without an end could
-        # begin just after a signal.
-        while not self._down.wait(WATCH_SECONDS):
-            pass
+        """Blocks until another thread leaves the `with` block, or a signal unwinds it."""
+        # An Event's wait() would have its lock when the signal comes, and never give it back. And a
+        # sleep without an end could begin just after the signal.
+        while not self._down.is_set():
+            time.sleep(WATCH_SECONDS)
 
     def run(self) -> None:
         """Serves until a signal comes: prints the URL, and waits. For a program's main thread."""
@@ -1421,12 +1550,21 @@ class DashboardServer(ThreadingHTTPServer):
         """Publishes events at once, from any thread, as one batch. Never waits for a client.
 
         Raises what Broadcaster.publish() raises."""
-        self.broadcaster.publish(*events)
+        with interrupt.held_back():
+            self.broadcaster.publish(*events)
 
     def __exit__(self, problem: type[BaseException] | None = None, *_: object) -> Any:
         """The one way down.
 
-        A KeyboardInterrupt has done its work then: the program goes on behind the block."""
+        A KeyboardInterrupt has done its work then: the program goes on after the block. In a forked
+        process nothing is done, for the server is its parent's."""
+        if os.getpid() != self._pid:
+            return False
+        with suppress(KeyboardInterrupt), interrupt.held_back():  # it goes down already
+            self._go_down()
+        return problem is KeyboardInterrupt
+
+    def _go_down(self) -> None:
         self._down.set()
         # No more ticks.
         self.generator.stop()
@@ -1449,7 +1587,9 @@ class DashboardServer(ThreadingHTTPServer):
                 self._let_go(connection)
             self._watched.close()
         give_back_signals(self._signals)
-        return problem is KeyboardInterrupt
+        if self._log:
+            logger.removeHandler(self._log)
+            self._log.close()
 
     def _has_no_streams(self) -> bool:
         return not self.broadcaster.snapshot()["connections"]
@@ -1574,13 +1714,13 @@ class DashboardServer(ThreadingHTTPServer):
     def service_actions(self) -> None:
         """Looks after all connections. Called by serve_forever() at least every WATCH_SECONDS."""
         now = time.monotonic()
-        passed = now - self._watched_at
+        passed = now - self._looked_at
         if passed < WATCH_SECONDS:
             return
-        self._watched_at = now
+        self._looked_at = now
         passed = min(passed, 2 * WATCH_SECONDS)  # the process may have been stopped meanwhile
-        self.generator.name_stuck()
         try:
+            self.generator.name_stuck()
             with self._books:
                 for connection, stream in self._streams.items():
                     if stream.is_stalled(passed):
@@ -1882,7 +2022,7 @@ class WithAlerts:
         self._severity: dict[str, int] = {}
 
     def events_at(self, tick: int) -> Iterator[Event]:
-        for event in self.source.events_at(tick):
+        for event in list(self.source.events_at(tick)):  # all or none: it may raise in the middle
             yield event
             for panel in self.panels:
                 if event.type == "metric" and panel.limits and event.topic in panel.metrics:
@@ -1902,46 +2042,6 @@ class WithAlerts:
 
 
 # --- Command line --------------------------------------------------------------------------------
-
-
-class PatientLog(logging.Handler):
-    """The log on standard error, written by a thread of its own: nobody else ever waits for it.
-
-    Standard error may be a pipe that nobody reads, or a terminal that Ctrl-S has stopped. A line
-    that finds the queue full is lost. The next one that is not says how many were."""
-
-    def __init__(self) -> None:
-        self._lines: queue.Queue[str | None] = queue.Queue(LOG_LINES)
-        self._lost = 0
-        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
-        self._writer.start()
-        super().__init__()  # last: it is closed at the end only if it has begun
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queues a line. The base class holds the lock of this handler meanwhile."""
-        line = f"{self.format(record)}\n"
-        if self._lost:
-            line = f"({self._lost} lines of the log were lost here)\n{line}"
-        try:
-            self._lines.put_nowait(line)
-            self._lost = 0
-        except queue.Full:
-            self._lost += 1
-
-    def close(self) -> None:
-        """Waits a moment for what is queued to be written. Called when the process ends."""
-        with suppress(queue.Full):  # nobody reads standard error
-            self._lines.put(None, timeout=LOG_SECONDS)
-            self._writer.join(LOG_SECONDS)
-        super().close()
-
-    def _write(self) -> None:
-        # Past the buffer of sys.stderr: at its end, Python would wait for whoever is writing to it.
-        stream = open(sys.stderr.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115
-        while (line := self._lines.get()) is not None:
-            with suppress(OSError):
-                stream.write(line.encode(sys.stderr.encoding, "backslashreplace"))
 
 
 def number(kind: Callable[[str], float], allowed: tuple[float, float], text: str) -> float:
@@ -2003,9 +2103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     take_signals()  # before the history is filled, which takes up to some seconds
     try:
-        if sys.stderr:  # None where the process was started without one
-            level = logging.DEBUG if options.verbose else logging.WARNING
-            logging.basicConfig(level=level, handlers=[PatientLog()])
+        logger.setLevel(logging.DEBUG if options.verbose else logging.WARNING)
         DashboardServer(
             options.host,
             options.port,

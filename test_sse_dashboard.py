@@ -874,7 +874,8 @@ class OneSubscription(Promises):
             broadcaster, published, expected = filled(1, history=2, alerts=0), 0, 0
             with broadcaster.subscribe(ALERTS, history=0) as subscription:
                 frames = subscription.frames()
-                next(frames)
+                while not subscription.live:
+                    next(frames)
                 for tick in range(1, 60):
                     more = chance.choice((0, 1, 2, 9))
                     batch = numbered(published, published + more)
@@ -892,6 +893,19 @@ class OneSubscription(Promises):
                         self.assertEqual(got, list(range(expected, expected + len(got))), seed)
                         expected += len(got)
         self.assertGreater(resets, 30)
+
+    def test_a_client_that_has_just_come_has_missed_nothing(self):
+        """Its place may be forgotten before it has read anything. It is told nothing of that, nor
+        a second time when it had to start over."""
+        for last_event_id, expected in (("", []), ("1-1", ["expired"]), (f"{TICK}-1", ["expired"])):
+            broadcaster = filled(1, history=2)
+            with broadcaster.subscribe(ALERTS, last_event_id, 300) as subscription:
+                for n in range(1, 5):
+                    broadcaster.publish_tick(TICK + n * 1000, events_of(0))
+                events = parse(drain(subscription))
+            told = [data["reason"] for kind, data, _ in events if kind == "reset"]
+            self.assertEqual(told, expected, last_event_id)
+            self.assertEqual(len(ids(events)), 2)
 
     def test_the_end_comes_behind_what_is_queued(self):
         """What was offered before the end is still delivered, and the first reason stays."""
