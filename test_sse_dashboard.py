@@ -9,6 +9,7 @@ skipped where there is none, or when SSE_TEST_BROWSER is 0.
 """
 
 import ast
+import asyncio
 import base64
 import collections
 import contextlib
@@ -1797,10 +1798,13 @@ class TheGenerator(Promises):
             def encode(self, moment, event_id=""):
                 raise ZeroDivisionError("event")
 
-        leaving = Counting(act=lambda tick: sys.exit(1))
+        def cancelled(tick):
+            raise asyncio.CancelledError  # like SystemExit it is no Exception
+
         broadcaster = sse.Broadcaster(0.05, 0)
-        with generating(broadcaster, leaving):
-            leaving.wait_for(3)
+        for leaving in (Counting(act=lambda tick: sys.exit(1)), Counting(act=cancelled)):
+            with generating(broadcaster, leaving):
+                leaving.wait_for(3)
         unsendable = Counting(act=lambda tick: [Unsendable("x", {})])
         with generating(broadcaster, unsendable):
             unsendable.wait_for(3)
@@ -3042,8 +3046,8 @@ class Connections(Promises):
     @ON_LINUX
     def test_a_peer_that_vanishes_without_a_word_is_gone(self):
         """Its side drops every packet: a heartbeat finds out, on a silent stream, and nobody else
-        notices."""
-        self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=10_000_000, HEARTBEAT_SECONDS=0.2)
+        notices. The time that a slow reader may take is not for who does not answer."""
+        self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=1, HEARTBEAT_SECONDS=0.2)
         server = self.serve()
         other = self.stream(server).opened()
         vanished = self.stream(server, "/api/events/alerts?level=error").opened()
@@ -3436,6 +3440,22 @@ class Connections(Promises):
         finally:
             os.close(writer)
             os.waitpid(child, 0)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "this system does not fork")
+    def test_a_forked_process_that_leaves_the_block_ends_nothing(self):
+        """The server is its parent's."""
+        with HandDriven() as server:
+            server.tick()
+            stream = self.stream(server).opened()
+            child = os.fork()
+            if not child:
+                try:
+                    server.__exit__(None, None, None)
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+            stream.until_id(server.tick())
+            self.assertEqual(fetch(server.server_address, "/api/status")[0], 200)
 
     def test_a_look_that_fails_ends_nothing(self):
         """The selector may have a limit: it is logged once, and everybody is served on."""
@@ -4219,6 +4239,8 @@ class AsAModule(Promises):
             (("x", one), {"decimals": -1}, "decimals"),
             (("x", one), {"decimals": 10}, "decimals"),
             (("x", one), {"decimals": True}, "decimals"),
+            (("x", one), {"decimals": False}, "decimals"),
+            (("x", one), {"decimals": 2.0}, "decimals"),
         ):
             with self.assertRaisesRegex((TypeError, ValueError), words):
                 sse.Panel(*arguments, **options)
@@ -4315,6 +4337,30 @@ class AsAModule(Promises):
                 (34, "success", "CPU back to normal: 0.3 %"),
             ],
         )
+
+    def test_what_is_the_servers_own_to_say(self):
+        """A program's event cannot pass for one of these types."""
+        server = self.serve()
+        for type in ("status", "panels", "reset"):
+            with self.assertRaisesRegex(ValueError, "the server's own"):
+                server.publish(Event(type, {}))
+        with self.assertRaisesRegex(TypeError, "fields"):
+            Event("deploy", None)
+
+    def test_a_name_that_is_published_now_and_then(self):
+        """Beside a source whose names are known: it is let in again when its value is forgotten,
+        and so is who resumes. A 400 would stop a browser for good."""
+        server = self.serve(sources=[Counting(True)], history=2)
+        path = "/api/events/metrics?name=loss"
+        self.assertEqual(fetch(server.server_address, path)[0], 400)
+        self.stream(server, f"{path}&lastEventId={server.now}-1").opened()
+        server.publish(metric("loss", 1))
+        for _ in range(5):
+            server.tick()
+        self.assertNotIn("loss", server.broadcaster.metric_names())
+        stream = self.stream(server, path).opened()
+        server.publish(metric("loss", 2))
+        self.assertEqual(stream.until(lambda stream: stream.events)[0][1]["value"], 2)
 
     def test_a_name_that_a_source_has_not_spoken_of_yet(self):
         """It is waited for, as a 400 would stop a browser for good."""
@@ -4521,6 +4567,44 @@ print(results == [signal.SIG_DFL], serve() == mine, signal.getsignal(signal.SIGT
             child.process.send_signal(signal.SIGTERM)
             output, errors = child.process.communicate(timeout=DEADLINE)
             self.assertEqual((output.split(), errors), (["True"] * 5, ""))
+
+    def test_a_signal_waits_for_what_is_being_published(self):
+        """The batch is whole, and no lock is left behind that the end would wait for."""
+        program = """
+import os, signal, sse_dashboard
+class Signalling(sse_dashboard.Event):
+    def encode(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().encode(*arguments)
+with sse_dashboard.DashboardServer(port=0, sources=[], interval=60) as server:
+    try:
+        server.publish(Signalling("one", {}), sse_dashboard.Event("two", {}))
+    finally:
+        published = server.status()["events_published"]
+print(published, "in order")
+"""
+        with Program(program) as child:
+            self.assertEqual(child.url, "2 in order")
+            self.assertEqual(child.process.communicate(timeout=DEADLINE), ("", ""))
+
+    def test_a_program_does_not_wait_for_its_log(self):
+        """Nobody reads its standard error: the ticks go on, and so does the end."""
+        program = """
+import sse_dashboard
+class Failing:
+    def events_at(self, tick):
+        raise ValueError("x" * 30_000)
+class Working:
+    def events_at(self, tick):
+        return [sse_dashboard.metric("own", 1)]
+with sse_dashboard.DashboardServer(port=0, interval=0.05, sources=[Failing(), Working()]) as server:
+    print(server.url, flush=True)
+    server.wait()
+"""
+        with Program(program) as child, Stream(child.address) as stream:
+            stream.until(lambda stream: len(ids(stream.events)) == 20)
+            child.process.send_signal(signal.SIGTERM)
+            self.assertEqual(child.process.wait(DEADLINE), 0)
 
     def test_any_other_event_type_goes_to_the_stream_of_all(self):
         """A program's own event type is carried by `all` alone."""
