@@ -58,6 +58,7 @@ import base64
 import errno
 import gzip
 import hashlib
+import html
 import io
 import json
 import logging
@@ -87,7 +88,7 @@ from socketserver import TCPServer
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote
 
-if sys.version_info < (3, 10):  # noqa: UP036 - whoever has an older one is told so in a line
+if sys.version_info < (3, 10):  # noqa: UP036 - 3.8 and 3.9 are told so in a line
     sys.exit(f"sse_dashboard.py needs Python 3.10 or newer; this is {sys.version.split()[0]}")
 
 logger = logging.getLogger("sse_dashboard")
@@ -395,8 +396,9 @@ class Subscription:
     read, and is live from then on. Everybody starts behind. A live client falls behind when its
     queue is full. So a first history, a resume, a burst and a slow reader are all one thing.
 
-    The broadcaster writes `live`, `place` and `reason`, under its lock. The client's thread calls
-    frames(), and counts `events`."""
+    The broadcaster, below, writes `live`, `place` and `reason` under its lock: catch_up() reads the
+    history for it, and _fall_behind() ends that it is live. The client's thread calls frames(), and
+    counts `events`."""
 
     def __init__(self, broadcaster: Broadcaster, wanted: Filter, place: EventID) -> None:
         self.wanted = wanted
@@ -1062,8 +1064,8 @@ class Page(NamedTuple):
     headers: dict[str, str]
 
 
-def load_page(path: Path) -> tuple[Page, Page]:
-    """The page without its comments, as it is and compressed. Raises OSError.
+def load_page(path: Path, title: str = TITLE) -> tuple[Page, Page]:
+    """The page under its title and without its comments, as it is and compressed. Raises OSError.
 
     Comments are for whoever opens the file: they are a sixth of the bytes. The page's policy
     allows each script and style in it by its hash, and nothing else."""
@@ -1071,6 +1073,7 @@ def load_page(path: Path) -> tuple[Page, Page]:
     # character, but no text file has one.
     text = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     text = COMMENT.sub(b"", text)
+    text = text.replace(f">{TITLE}<".encode(), f">{html.escape(title)}<".encode())
     policy = PAGE_POLICY
     for tag in ("script", "style"):
         policy += f"; {tag}-src"
@@ -1448,13 +1451,13 @@ class DashboardServer(ThreadingHTTPServer):
 
         `panels` are for metrics that no source has a panel for, before those of the sources. Port
         0 is any free one. The title is the page's."""
-        self.page = load_page(Path(__file__).resolve().with_name("index.html"))
         check_range("max_clients", max_clients, CLIENTS_RANGE)
         if sources is None:
             sources = [Simulation(interval=interval)]
         sources = list(sources)
         panels = collect_panels(panels, sources)
         self.broadcaster = Broadcaster(interval, history, title, panels)
+        self.page = load_page(Path(__file__).resolve().with_name("index.html"), title)
         for source in sources:
             interval_ms = getattr(source, "interval_ms", self.broadcaster.interval_ms)
             if interval_ms != self.broadcaster.interval_ms:

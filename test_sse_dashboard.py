@@ -4265,6 +4265,9 @@ class AsAModule(Promises):
             events = stream.until(
                 lambda stream: any(data.get("message") == CRITICAL for _, data, _ in stream.events)
             )
+            page = fetch(server.server_address, "/")[2].decode()
+        for tag in ("title>", 'h1 id="title">'):
+            self.assertIn(f"<{tag}Räume &lt;1&gt;</", page)
         (shown,) = [data for kind, data, _ in events if kind == "panels"]
         self.assertEqual(shown["title"], "Räume <1>")
         self.assertEqual(
