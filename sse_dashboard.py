@@ -603,6 +603,11 @@ class Broadcaster:
             held = [topic for type, topic in self._newest_of if type == "metric"]
         return list(dict.fromkeys(self._panel_metrics + held))
 
+    def newest_moment(self) -> float:
+        """When the newest event that is held was published, in Unix milliseconds."""
+        with self._lock:
+            return self._history[-1].published if self._history else 0.0
+
     def snapshot(self) -> dict[str, Any]:
         """Uptime in seconds, open event streams, events published, and the newest ID."""
         with self._lock:
@@ -822,6 +827,10 @@ class Generator:
         newest, interval = self._newest_tick(), self._interval_ms
         longest_pause = max(self._broadcaster.history_ms + interval, CATCH_UP_SECONDS * 1000)
         anew = newest - self._next > longest_pause
+        if anew and not self.replayable:
+            # A source may just have kept this thread waiting. Who published meanwhile lost nothing.
+            anew = self._broadcaster.newest_moment() < newest - self._broadcaster.history_ms
+            self._next = newest
         if anew:
             # Here not one tick more than is held: it would be forgotten while clients read it, and
             # they would be told a second time.

@@ -1762,7 +1762,7 @@ class TheGenerator(Promises):
 
     def test_a_source_that_never_comes_back_is_named(self):
         """Once, after STUCK_SECONDS. Meanwhile publish() goes on, and forgets what is older than
-        the history."""
+        the history. What is not is still held when the source comes back."""
         self.setting(STUCK_SECONDS=0.2, WATCH_SECONDS=0.05)
         asked, back = threading.Event(), threading.Event()
         self.addCleanup(back.set)
@@ -1785,11 +1785,17 @@ class TheGenerator(Promises):
             for n in range(100):
                 clock.take(1)
                 server.publish(metric(f"m{n}", n))
-        names = server.broadcaster.metric_names()
+            names = server.broadcaster.metric_names()
+            stream = self.stream(server, "/api/events/all?history=5")
+            stream.until(lambda stream: "m99" in str(stream.events))
+            back.set()
+            kinds = [kind for kind, _, _ in stream.events]
+            stream.until(lambda stream: stream.events[len(kinds) :][2:])  # of the ticks now
+        self.assertEqual([kind for kind, _, _ in stream.events].count("reset"), 0)
+        self.assertEqual(server.broadcaster.metric_names()[-1], "m99")
         self.assertEqual(names[-1], "m99")
         self.assertLess(len(names), 10)
         (_,) = self.expect_logged("the hanging source has been busy")
-        back.set()
 
     def test_what_no_source_should_do_ends_nothing(self):
         """SystemExit, or an event that cannot be encoded after all: the next tick comes."""
