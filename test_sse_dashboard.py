@@ -1748,7 +1748,7 @@ class TheGenerator(Promises):
             return (line for line in self.log if "crawling" in line.getMessage())
 
         # Another takes a little less than the interval, so that the next tick comes at once.
-        other = Counting(act=lambda tick: clock.take(0.9) or [])
+        other = Counting(act=lambda tick: clock.take(0.98) or [])
         with (
             mock.patch.object(sse, "time", clock),
             generating(sse.Broadcaster(1.0, 0), Crawling(), other),
@@ -3053,7 +3053,7 @@ class Connections(Promises):
     def test_a_peer_that_vanishes_without_a_word_is_gone(self):
         """Its side drops every packet: a heartbeat finds out, on a silent stream, and nobody else
         notices. The time that a slow reader may take is not for who does not answer."""
-        self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=1, HEARTBEAT_SECONDS=0.2)
+        self.setting(SEND_TIMEOUT_SECONDS=0.3, SLOWEST_BYTES=1, HEARTBEAT_SECONDS=0.2, IN_VAIN=1)
         server = self.serve()
         other = self.stream(server).opened()
         vanished = self.stream(server, "/api/events/alerts?level=error").opened()
