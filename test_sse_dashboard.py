@@ -1734,6 +1734,7 @@ class TheGenerator(Promises):
         """In one line of the log, however long it goes on, and again when it was fast between. One
         that is slow for a tick or two may just have waited for the processor."""
         pace, clock, lines = iter("ss sssss ss sss "), FakeTime(), []
+        clock.take(0.9)  # the first tick is soon
 
         class Crawling:
             def __repr__(self):
@@ -2844,7 +2845,7 @@ class Connections(Promises):
             while True:
                 stream.socket.send(b"x" * 1_000_000)
         stream.socket.shutdown(socket.SHUT_WR)
-        self.assertTrue(eventually(lambda: server.closed, 1))
+        self.assertTrue(eventually(lambda: server.closed, 3))
 
     def test_a_source_that_blocks_stops_nothing(self):
         """While a source does not come back, silent streams get heartbeats, and a client that
@@ -5176,7 +5177,7 @@ class ThePage(InABrowser):
             shown = self.browser.text("[data-metric=memory_usage]")
             command.process.kill()
             command.process.communicate()
-            self.browser.state("Reconnecting", seconds=1.5)
+            self.browser.state("Reconnecting", seconds=2.5)  # before it could be Delayed
             self.assertRegex(self.browser.text("[data-metric=memory_usage]"), r"\d")
             self.assertTrue(shown)
             number = "getComputedStyle(document.querySelector('[data-metric=memory_usage] b'))"
@@ -5217,7 +5218,7 @@ class ThePage(InABrowser):
         self.assertNotIn("MAIN", self.browser.js("moved"))
         self.browser.js("backToLive()")
         self.live(port)
-        self.browser.state("Live", seconds=12)
+        self.browser.state("Live")
         self.check_against_simulation()
 
     def test_a_full_house_is_waited_for(self):
@@ -5233,7 +5234,7 @@ class ThePage(InABrowser):
         self.browser.state("Reconnecting")
         self.browser.until("wait >= 2000", 20)
         server.max_clients = places
-        self.browser.state("Live", seconds=10)
+        self.browser.state("Live")
         self.check_against_simulation()
 
     def test_a_stream_that_is_open_and_silent(self):
@@ -5264,6 +5265,7 @@ class ThePage(InABrowser):
         server = self.live()
         self.go(server.url)
         online = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self.browser.js("Math.random = () => 1, wait = 30_000")  # else it could be back by itself
         self.browser.cdp("Network.enable")
         self.addCleanup(self.browser.cdp, "Network.emulateNetworkConditions", **online)
         self.browser.cdp(
@@ -5277,7 +5279,7 @@ class ThePage(InABrowser):
             sse.hang_up(connection)
         self.browser.state("Offline")
         self.browser.cdp("Network.emulateNetworkConditions", **online)
-        self.browser.state("Live", seconds=3)
+        self.browser.state("Live")
         self.check_against_simulation()
 
     def test_what_the_server_no_longer_holds_is_said(self):
@@ -5346,7 +5348,7 @@ class ThePage(InABrowser):
         self.browser.call("POST", "/window/minimize")
         self.assertTrue(eventually(lambda: server.status()["connections"] == 0))
         self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
-        self.browser.state("Live", seconds=3)
+        self.browser.state("Live")
         self.check_against_simulation()
         self.browser.cdp(
             "Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"]
@@ -6834,7 +6836,7 @@ class TheConnection(InABrowser):
             self.browser.switch(handle)
             self.browser.state("Reconnecting")
             silence = self.browser.js("steady() - link.heardAt") / 1000
-            self.assertAlmostEqual(silence, time.monotonic() - last, delta=0.7)
+            self.assertAlmostEqual(silence, time.monotonic() - last, delta=5)
             left = self.browser.js("link.retryAt === Infinity ? 0 : link.retryAt - steady()")
             self.assertLessEqual(abs(left), 30_000)
         follower = everywhere("holding").index(False)
@@ -6844,7 +6846,7 @@ class TheConnection(InABrowser):
         self.connections(server, 1)
         for handle in handles:
             self.browser.switch(handle)
-            self.browser.state("Live", seconds=5)
+            self.browser.state("Live")
 
     def test_a_holder_that_the_browser_froze_or_that_hangs(self):
         """A frozen tab hands its stream over; the stream of one that hangs is taken from it."""
