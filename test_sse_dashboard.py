@@ -3516,12 +3516,16 @@ class Connections(Promises):
         behind = self.stream(server, receive_buffer=2048).caught_up()
         for _ in range(50):
             server.tick([metric("padding", 1, "x" * 2000)])
-        ending = threading.Thread(target=server.__exit__, args=(None, None, None))
-        ending.start()
-        self.assertTrue(eventually(lambda: not accepts(server.server_port)))
-        events = behind.to_the_end()
-        ending.join(DEADLINE)
-        self.assertEqual(ids(events), [f"{TICK + n * 1000}-1" for n in range(2, 52)])
+
+        def read_at_the_end():
+            if eventually(lambda: not accepts(server.server_port)):
+                behind.to_the_end()
+
+        reading = threading.Thread(target=read_at_the_end)
+        reading.start()
+        server.__exit__(None, None, None)
+        reading.join(DEADLINE)
+        self.assertEqual(ids(behind.events), [f"{TICK + n * 1000}-1" for n in range(2, 52)])
         self.assertEqual(server.closed, ["shutdown"])
 
     def test_systems_that_lack_something(self):
