@@ -22,10 +22,11 @@ Threads, and who ends them:
                 cuts who is over time, and names a source that hangs. __exit__ ends it next.
     one for each connection: reads one request and answers it. The thread of a stream sleeps on
                 its queue and writes what comes. It ends when its subscription was ended (the client
-                left, the server stops) or when a write failed. Any other answer has a deadline:
-                then the serve thread cuts the connection.
-    log         writes the log to standard error, so that nobody else waits for it. It ends with the
-                server, when it has written what is queued.
+                left or takes nothing, the server stops) and its queue is written, or when a write
+                failed. Any other answer has a deadline: then the serve thread cuts the connection.
+                What is left at the end of the server __exit__ cuts.
+    log         writes the log to standard error, so that nobody else waits for it. There is none if
+                the program has a log handler. It ends with the server, and has a moment to write.
 
 Words:
 
@@ -40,7 +41,7 @@ Words:
 Deliberate choices:
 
   * One mechanism for a first history, a resume, a burst and a slow reader: see Subscription. Nobody
-    is waited for, and nobody is cut who reads 4 KB a second.
+    is waited for. On Linux nobody is cut who reads 4 KB a second; elsewhere a write has 10 s.
   * A client goes live under the lock that publishing takes, when nothing is left to read. That
     alone keeps gaps and doubles out.
   * The simulation is a function of seed and time. So a restart loses none of its events, and two
@@ -117,10 +118,10 @@ CATCH_UP_SECONDS = 60.0  # after a pause up to this no tick is left out, even if
 QUEUE_FRAMES = 100  # that a live client may be late: one that is further behind reads the history
 HANDFUL_EVENTS = 64  # read from the history and written at a time: some 10 KB
 SEND_BUFFER_BYTES = 16 * 1024  # the kernel's share of what a client is late: by default it is hours
-SEND_TIMEOUT_SECONDS = 10.0  # a client that takes nothing for this long is gone
+SEND_TIMEOUT_SECONDS = 10.0  # of patience with a client that takes nothing
 SLOWEST_BYTES = 4096  # a second: the slowest reader that is kept
-BUFFERED_SECONDS = 30.0  # longer, at most, may it take to read what its own kernel has taken
-CLIENTS_AT_ONCE = 128  # that are woken before publishing rests
+BUFFERED_SECONDS = 30.0  # of patience more, at most, are earned by what its kernel has taken
+CLIENTS_AT_ONCE = 128  # are woken before the publisher rests
 REST_SECONDS = 0.0001  # without it 1,000 threads wait for the interpreter's lock: 4 times the CPU
 
 REQUEST_SECONDS = 10.0  # for a request to arrive whole, however slowly its bytes drip
@@ -361,7 +362,7 @@ class Filter(NamedTuple):
     names: frozenset[str] = frozenset()  # of metrics. Empty: all
     levels: frozenset[str] = frozenset()  # of alerts. Empty: all
     # For a client that comes from a server whose clock is ahead of ours: everything up to this ID
-    # it had from there, so here it is skipped.
+    # it had from there, so here it is skipped, in the history and when it is live.
     after: EventID = (0, 0)
 
     def passes(self, entry: Entry) -> bool:
@@ -383,7 +384,7 @@ REASONS = {  # how a stream, or a connection that never got one, came to its end
     "closed": "the client left",
     "stalled": "the client took nothing for too long (see OpenStream), or vanished",
     "refused": "there was no room for it",
-    "failed": "stream_opened(), a hook of the program, raised",
+    "failed": "the program's stream_opened() raised, or the server itself",
     "shutdown": "the server ended",
 }
 
@@ -403,7 +404,7 @@ class Subscription:
     def __init__(self, broadcaster: Broadcaster, wanted: Filter, place: EventID) -> None:
         self.wanted = wanted
         self.place = place  # while it is behind: the ID after which its thread reads on
-        self.can_miss = False  # whether it is told that its place is gone: not before it began
+        self.can_miss = False  # it resumed, or has read: the loss of its place is news to it
         self.live = False
         self.reason = ""  # why it has ended, once it has: a key of REASONS
         self.events = 0  # written so far, those of the server's own included
@@ -427,9 +428,10 @@ class Subscription:
     def frames(self) -> Iterator[bytes]:
         """What to write, in order, until the stream ends. Blocks the client's thread."""
         while True:
-            # `live` is looked at first. While it is false nobody adds frames, and this thread alone
-            # makes it true again, in catch_up(). So if the queue is empty after that, everything
-            # that was ever in it has been written, and no lock is needed to know it.
+            # `live` is looked at first. While it is false nobody adds an event (wake() may add an
+            # empty frame), and this thread alone makes it true again, in catch_up(). So if the
+            # queue is empty after that, everything that was ever in it has been written, and no
+            # lock is needed to know it.
             if not self.live and self._queue.empty():
                 if self.reason:
                     return
@@ -656,7 +658,7 @@ class Broadcaster:
             if event.type == "metric" and key in newest_of and at < newest_of[key].moment:
                 problem = f"{event.topic} has a value of a later moment than {event.at}"
                 if event.at is None:
-                    at = newest_of[key].moment  # the clock was set back
+                    at = newest_of[key].moment  # the clock was set back, or `at` lay ahead of it
                 elif strict:
                     raise ValueError(problem)
                 else:
@@ -1752,7 +1754,7 @@ class DashboardServer(ThreadingHTTPServer):
                 logger.exception("cannot look after the connections")
             self._blind = True
 
-    # What follows is called with the books.
+    # What follows is called while `_books` is held.
 
     def _watch(self, connection: socket.socket) -> bool:
         """Whether the serve thread can still look at it: a thread may come late to the end."""
