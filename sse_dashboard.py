@@ -166,7 +166,8 @@ def check_times(interval: float, history: float) -> None:
 
 LEVELS = ("info", "success", "warning", "error")
 TROUBLE = ("warning", "error")  # the levels that a metric's thresholds can have, the milder first
-BUILT_IN = ("metric", "alert", "status", "panels", "reset")  # the types that a browser knows
+SERVERS_OWN = ("status", "panels", "reset")  # the event types that no program can tell
+BUILT_IN = ("metric", "alert", *SERVERS_OWN)  # the types that a browser knows
 to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
@@ -231,6 +232,12 @@ class Event:
         return ("\n".join(lines) + "\n\n").encode()
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError for the name of a metric that no filter could ask for."""
+    if not name or "," in name:
+        raise ValueError(f"a metric's name is not empty and has no comma, not {name!r}")
+
+
 def metric(name: str, value: float, unit: str = "", *, at: float | None = None) -> Event:
     """A reading. The page draws a card and a line for any name, with its unit ("%", "B/s", "°C").
 
@@ -243,8 +250,7 @@ def metric(name: str, value: float, unit: str = "", *, at: float | None = None) 
         raise TypeError(f"a metric's value is a number, not {value!r}")
     if not is_number(value):
         raise ValueError(f"a metric's value is finite, not {value!r}")
-    if not name or "," in name:
-        raise ValueError(f"a metric's name is not empty and has no comma, not {name!r}")
+    check_name(name)
     return Event("metric", {"name": name, "value": value, "unit": unit}, at)
 
 
@@ -286,8 +292,8 @@ class Panel:
             raise TypeError(f"a panel's metrics are names with labels, not {self.metrics!r}")
         if not all(isinstance(text, str) for pair in self.metrics.items() for text in pair):
             raise TypeError(f"a metric's name and label are texts, not {self.metrics!r}")
-        if any(not name or "," in name for name in self.metrics):
-            raise ValueError(f"a metric's name is not empty and has no comma: {self.metrics!r}")
+        for name in self.metrics:
+            check_name(name)
         if not isinstance(self.thresholds, Mapping) or not self.thresholds.keys() <= set(TROUBLE):
             raise ValueError(f"thresholds are for {' and '.join(TROUBLE)}: {self.thresholds!r}")
         for number in (self.min, self.max, *self.thresholds.values()):
@@ -321,7 +327,7 @@ def check_event(event: object) -> None:
     """Raises TypeError or ValueError for what a program cannot tell."""
     if not isinstance(event, Event):
         raise TypeError(f"events are what metric() and alert() make, not {event!r}")
-    if event.type in ("status", "panels", "reset"):
+    if event.type in SERVERS_OWN:
         raise ValueError(f"{event.type!r} is an event of the server's own")
 
 
@@ -516,8 +522,10 @@ class Broadcaster:
         with self._lock:
             if self._closed or not self._begun:
                 raise RuntimeError(f"the server has {'ended' if self._closed else 'not begun'}")
-            known = self._panel_metrics
-            self.names_are_open |= any(e.type == "metric" and e.topic not in known for e in events)
+            self.names_are_open = self.names_are_open or any(
+                event.type == "metric" and event.topic not in self._panel_metrics
+                for event in events
+            )
             before = self._last
             tick, number = before
             now = max(time.time() * 1000, tick)
@@ -829,14 +837,13 @@ class Generator:
         newest, interval = self._newest_tick(), self._interval_ms
         longest_pause = max(self._broadcaster.history_ms + interval, CATCH_UP_SECONDS * 1000)
         anew = newest - self._next > longest_pause
-        if anew and not self.replayable:
-            # A source may just have kept this thread waiting. Who published meanwhile lost nothing.
-            anew = self._broadcaster.newest_moment() < newest - self._broadcaster.history_ms
-            self._next = newest
         if anew:
             # Here not one tick more than is held: it would be forgotten while clients read it, and
             # they would be told a second time.
             self._next = newest - (self._spanned - 1) * interval
+        if anew and not self.replayable:
+            # A source may just have kept this thread waiting. Who published meanwhile lost nothing.
+            anew = self._broadcaster.newest_moment() < newest - self._broadcaster.history_ms
         while self._next <= newest and not self._stop.is_set():
             tick, self._next = self._next, self._next + interval
             # Only the replayable can tell of a tick that has passed.
