@@ -6022,6 +6022,18 @@ class TheCards(InABrowser):
         )
         self.assertEqual(self.browser.js("document.activeElement.id"), "log")
 
+    def test_a_chart_is_never_seen_stretched(self):
+        """The frame in which a chart gets another size draws it anew."""
+        self.go(self.live().url)
+        self.browser.until(f"cards.length === {len(sse.PANELS)} && cards.every(c => c.drawn)")
+        wrong = self.browser.js(
+            "new Promise(done => {"
+            "const off = ({canvas}) => canvas.width - canvas.clientWidth * devicePixelRatio;"
+            "document.querySelector('main').style.width = '60%';"
+            "requestAnimationFrame(() => setTimeout(() => done(cards.map(off)))); })"
+        )
+        self.assertLessEqual(max(map(abs, wrong)), 1)
+
     def test_a_charts_name_stays_and_its_value_changes(self):
         """The name is the title; the value is a sentence: now, lowest and highest."""
         self.go(self.live().url)
