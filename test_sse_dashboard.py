@@ -5358,6 +5358,20 @@ class ThePage(InABrowser):
             "Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"]
         )
 
+    def test_a_browser_that_forbids_storage(self):
+        """It forbids channels and locks with it, and raises; the page is live all the same."""
+        for forbidden in (
+            "BroadcastChannel = class { constructor() { throw new DOMException(); } }",
+            "navigator.locks.request = async () => { throw new DOMException(); }",
+        ):
+            storage = "Object.defineProperty(window, 'localStorage', {get() { throw 1; }})"
+            script = self.browser.cdp(
+                "Page.addScriptToEvaluateOnNewDocument", source=f"{forbidden};{storage}"
+            )
+            self.go(self.live().url)
+            self.assertTrue(self.browser.js("bus === null && holding"))
+            self.browser.cdp("Page.removeScriptToEvaluateOnNewDocument", **script)
+
     def test_a_hidden_tab_draws_nothing(self):
         """While nobody can see it, its document does not change; shown, it is current at once."""
         server = self.live()
@@ -6632,6 +6646,33 @@ class TheAlerts(InABrowser):
                 self.browser.until(f"{first} === 'newer by {name}'")
                 self.assertTrue(self.browser.js("document.querySelector('#fresh').hidden"))
         self.assertEqual(self.browser.js("document.querySelector('#log').scrollTop"), 0)
+
+    def test_a_pointer_that_rests_where_alerts_come(self):
+        """The first alert of an empty list is shown under it, and so is the history of a page that
+        opens under it."""
+        server = self.live(sources=[Counting()])
+        self.go(server.url)
+        x, y = self.browser.js(
+            "(({x, y}) => [x + 9, y + 9])(document.querySelector('#log').getBoundingClientRect())"
+        )
+        self.browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.browser.until("view.reading.size === 1")
+        server.publish(alert("info", "first"))
+        self.browser.until("document.querySelector('#rows').innerText.includes('first')")
+        server.publish(alert("info", "second"))
+        self.browser.until("document.querySelector('#fresh').innerText === '1 new'")
+        with Puppet(("GREETING_MS = 1000", "GREETING_MS = 60_000")) as server:
+            self.go(server.url, state="")
+            server.opened()
+            self.browser.cdp("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y + 1)
+            self.browser.until("view.reading.size === 1")
+            now = 1_800_000_000_000
+            server.status(now)
+            for number, message in enumerate(("old", "older than the page", "the last"), 1):
+                server.say("alert", now - 90_000, number, level="info", message=message)
+                self.browser.until(
+                    f"document.querySelector('#rows').innerText.includes('{message}')"
+                )
 
     def test_the_last_alert_stays(self):
         """Though the history of the metrics goes on without it, and the page with it."""
