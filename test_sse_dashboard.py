@@ -5694,6 +5694,50 @@ class TheCards(InABrowser):
         )
         self.nothing_overlaps(350)
 
+    def test_a_narrow_screen(self):
+        """A bar is not wider than its card; nothing stands alone in a row, neither the button for
+        the theme nor the unit at a message's end."""
+        panel = sse.Panel("Bar", {"value": ""}, "bar", 0, 100)
+        server = self.live(sources=[Drawn(lambda tick: [metric("value", 12.34, "%")], [panel])])
+        server.publish(alert("success", "Memory usage back to normal: 81.6 %"))
+        self.go(server.url)
+        for width in range(360, 440, 9):
+            self.size(width)
+            with self.subTest(width=width):
+                self.browser.until(
+                    "(() => { const box = name => document.querySelector(name)"
+                    ".getBoundingClientRect();"
+                    "const lines = new Range();"
+                    "lines.selectNodeContents(document.querySelector('#rows p'));"
+                    "return box('.bar').right <= box('.plot').right"
+                    " && Math.abs(box('#theme').top - box('#wider').top) < 2"
+                    " && [...lines.getClientRects()].at(-1).width > 30; })()"
+                )
+
+    def test_the_grid_has_no_hole(self):
+        """However many cards there are, up to eight, they fill the grid, at every width."""
+        server = self.live(sources=[])
+        self.go(server.url)
+        self.browser.until(
+            "(() => { const words = new Range(); words.selectNodeContents($('waiting'));"
+            "const [here, there] = [words, $('waiting').parentElement]"
+            ".map(part => part.getBoundingClientRect()).map(({y, height}) => y + height / 2);"
+            "return Math.abs(here - there) < 2; })()"
+        )
+        for count in range(1, 9):
+            server.publish(sse.metric(f"metric {count}", count))
+            self.browser.until(f"cards.length === {count}")
+            for width, height in ((390, 844), (768, 1024), (1440, 900), (2560, 1440)):
+                self.size(width, height)
+                with self.subTest(count=count, width=width):
+                    self.browser.until(
+                        "(() => { const area = ({width, height}) => (width + 12) * (height + 12);"
+                        "const box = element => element.getBoundingClientRect();"
+                        "const whole = area(box($('cards').parentElement));"
+                        "const filled = [...$('cards').children].map(box).map(area);"
+                        "return Math.abs(filled.reduce((a, b) => a + b) / whole - 1) < .001; })()"
+                    )
+
     def test_large_text_and_text_from_right_to_left(self):
         """Text of twice the size at 390 px, and from right to left: nothing is cut or overlaps."""
         self.hooked()
