@@ -5760,7 +5760,7 @@ class TheCards(InABrowser):
             0,
         )
         self.assertLess(
-            self.browser.js("document.querySelector('.facts').getBoundingClientRect().left"), 100
+            self.browser.js("document.querySelector('#theme').getBoundingClientRect().left"), 100
         )
 
     def test_numbers_of_any_metric(self):
@@ -6553,6 +6553,28 @@ class ThePast(InABrowser):
         self.browser.js("document.querySelector('.card canvas').focus()")
         self.assertEqual(self.browser.js("document.activeElement.tagName"), "CANVAS")
 
+    def test_many_alerts_leave_the_curve_in_sight(self):
+        """There are no more marks than fit, and so many have no lines."""
+
+        def act(tick):
+            yield metric("jobs", tick // 1000 % 7)
+            yield alert("warning", f"Job {tick // 1000} is late", "jobs")
+
+        self.go(self.live(sources=[Drawn(act)], interval=1.0).url)
+        lines = (
+            "(card => { const {canvas} = card, plot = plotBox(card);"
+            "const c = new OffscreenCanvas(canvas.width, canvas.height)"
+            ".getContext('2d', {willReadFrequently: true}); c.drawImage(canvas, 0, 0);"
+            "const {data} = c.getImageData(0, plot.top, card.width, plot.bottom - plot.top - 99);"
+            "const [r, g, b] = paint.warning.match(/\\d+/g);"
+            "return data.filter((_, i) => i % 4 === 0 && data[i] == r && data[i + 1] == g"
+            " && data[i + 2] == b).length; })(cards[0])"
+        )
+        fit = "(({alerts, em, width}) => alerts.length <= width / em)(cards[0])"
+        for width in (390, 1440):
+            self.size(width)
+            self.browser.until(f"cards[0]?.alerts.length > 15 && {fit} && !frame && {lines} === 0")
+
     def test_a_break_has_its_name(self):
         """While it lasts a gap says since when; events that are gone, and a restart, are
         labelled."""
@@ -7017,6 +7039,16 @@ class TheConnection(InABrowser):
         self.browser.switch(second)
         self.browser.js("document.removeEventListener('freeze', stop)")  # it says nothing
         freeze(second, first)
+
+    def test_a_greeting_is_no_silence(self):
+        """Before the first event the page says that it waits, not that data stopped."""
+        puppet = self.puppet(("const GREETING_MS = 1000;", "const GREETING_MS = 100_000;"))
+        self.go(puppet.url, "Connecting")
+        puppet.opened()
+        puppet.status(time.time_ns() // 1_000_000)
+        self.browser.until("state.status && !frame")
+        self.assertEqual(self.browser.text("#state"), "Connecting")
+        self.assertEqual(self.browser.text("#detail"), "waiting for data")
 
     def test_history_over_a_slow_line(self):
         """While what comes is old the page is catching up, and says how far; it is not Live."""
