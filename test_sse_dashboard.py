@@ -5184,13 +5184,20 @@ class ThePage(InABrowser):
             self.browser.state("Reconnecting", seconds=2.5)  # before it could be Delayed
             self.assertRegex(self.browser.text("[data-metric=memory_usage]"), r"\d")
             self.assertTrue(shown)
-            number = "getComputedStyle(document.querySelector('[data-metric=memory_usage] b'))"
-            self.assertEqual(*self.browser.js(f"[{number}.color, paint.quiet]"))
+            self.assertEqual(
+                self.browser.js(
+                    "(look => [look('[data-metric=memory_usage] b').color, look('.value').stroke])"
+                    "(part => getComputedStyle(document.querySelector(part)))"
+                ),
+                [self.browser.js("paint.quiet")] * 2,
+            )
             self.browser.until(
                 "/no data for [1-9]\\d* s/.test(document.querySelector('#detail').innerText)"
             )
             self.browser.until(
-                "/next try in \\d+ s/.test(document.querySelector('#detail').innerText)", 20
+                "/next try in \\d+ s/.test(document.querySelector('#detail').innerText)"
+                " && document.querySelector('#retry').checkVisibility()",
+                20,
             )
             self.assertIn("no data", self.browser.js("document.title").lower())
             with Command("--interval", "0.25", port=command.address[1]):
@@ -5201,13 +5208,18 @@ class ThePage(InABrowser):
                 self.assertEqual(self.browser.js("document.querySelector('#retry').hidden"), True)
 
     def test_it_comes_back_by_itself(self):
-        """Without a hand, after the wait that it shows; the waits grow. On a phone nothing moves
-        for what is said meanwhile, nor for a moment that is looked at."""
+        """Without a hand, after the wait that it shows; the waits grow, up to half a minute, until
+        the line has proven itself. No stream is open beside the last. On a phone nothing moves for
+        what is said meanwhile, nor for a moment that is looked at."""
         server = self.live()
         self.go(server.url)
         self.size(390, 844)
         port = server.server_port
-        self.browser.js("Math.random = () => .1, 0")  # so that no wait is long
+        self.browser.js(
+            "window.sources = [source], window.EventSource = class extends EventSource {"
+            "constructor(url) { super(url); sources.push(this); } },"
+            "Math.random = () => .1, 0"  # so that no wait is long
+        )
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
         self.browser.js(
@@ -5220,10 +5232,23 @@ class ThePage(InABrowser):
         self.browser.js("look(state.newest - 60_000), 0")
         self.browser.until("document.querySelector('#live').checkVisibility() && !frame")
         self.assertNotIn("MAIN", self.browser.js("moved"))
-        self.browser.js("backToLive()")
+        waits = (
+            "[[0, 1000], [.5, 8000], [1, 30_000]].map(([chance, most]) => ("
+            "Math.random = () => chance, wait = most, fail(), link.retryAt - steady()))"
+        )
+        for expected, found in zip((250, 4000, 30_000), self.browser.js(waits), strict=True):
+            self.assertAlmostEqual(found, expected, delta=150)
+        tries = "[wait = 20_000, retryNow(), wait, fail(), link.retryAt = 0, beat(), wait]"
+        self.assertEqual(self.browser.js(tries)[2::4], [20_000, 30_000])
+        self.browser.js("(Math.random = () => .1, wait = 2000, fail(), backToLive())")
         self.live(port)
         self.browser.state("Live")
+        self.assertGreater(self.browser.js("(beat(), wait)"), 1000)
         self.check_against_simulation()
+        self.assertEqual(
+            self.browser.js("sources.filter(({readyState}) => readyState !== 2).length"), 1
+        )
+        self.assertRegex(self.browser.js("source.url"), r"\?lastEventId=\d+-\d+$")
 
     def test_a_full_house_is_waited_for(self):
         """503 is a fault like any other: the page says so, tries on with growing waits, and is live
@@ -5234,9 +5259,10 @@ class ThePage(InABrowser):
         places, server.max_clients = server.max_clients, 0
         for connection in list(server.deadlines):
             sse.hang_up(connection)
-        self.assertTrue(eventually(lambda: server.status()["ended"]["refused"] >= 2))
+        self.assertTrue(  # before a stream could be called silent
+            eventually(lambda: server.status()["ended"]["refused"] >= 3, 5)
+        )
         self.browser.state("Reconnecting")
-        self.browser.until("wait >= 2000", 20)
         server.max_clients = places
         self.browser.state("Live")
         self.check_against_simulation()
@@ -5279,8 +5305,6 @@ class ThePage(InABrowser):
             downloadThroughput=-1,
             uploadThroughput=-1,
         )
-        for connection in list(server.deadlines):
-            sse.hang_up(connection)
         self.browser.state("Offline")
         self.browser.cdp("Network.emulateNetworkConditions", **online)
         self.browser.state("Live")
@@ -5343,15 +5367,34 @@ class ThePage(InABrowser):
         script = self.browser.cdp(
             "Page.addScriptToEvaluateOnNewDocument",
             source="delete Navigator.prototype.locks;"
-            "setTimeout = (real => (task, ms) => real(task, ms === 10_000 ? 300 : ms))"
-            "(setTimeout);",
+            "setTimeout = (real => (task, ms) =>"
+            "real(task, ms === 10_000 ? (window.patient = true, 300) : ms))(setTimeout);",
         )
         self.go(server.url)
         self.assertFalse(self.browser.js("'locks' in navigator"))
         self.assertTrue(self.browser.js("bus === null && holding"))
-        self.browser.call("POST", "/window/minimize")
-        self.assertTrue(eventually(lambda: server.status()["connections"] == 0))
-        self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
+
+        def look_away():
+            self.browser.call("POST", "/window/minimize")
+            self.browser.until("document.hidden")
+
+        def look_again():
+            self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
+            self.browser.until("!document.hidden")
+
+        def streams():
+            status = server.status()
+            return status["connections"], status["ended"]["closed"]
+
+        look_away()
+        self.assertTrue(eventually(lambda: streams() == (0, 1)), streams())
+        self.assertTrue(self.browser.js("patient"))
+        look_again()
+        self.assertTrue(eventually(lambda: streams() == (1, 1)), streams())
+        look_away()
+        look_again()
+        newest = self.browser.js("state.newest")
+        self.browser.until(f"state.newest > {newest} + 500")  # and it keeps its stream
         self.browser.state("Live")
         self.check_against_simulation()
         self.browser.cdp(
@@ -5379,15 +5422,23 @@ class ThePage(InABrowser):
         self.browser.js(
             "window.changes = 0, new MutationObserver(all => { window.changes += all.length; })"
             ".observe(document.body, {subtree: true, childList: true, characterData: true,"
-            "attributes: true}), 0"
+            "attributes: true}),"
+            "document.addEventListener('visibilitychange', () => { window.asked = frame; }), 0"
         )
         self.browser.call("POST", "/window/minimize")
         self.browser.until("document.hidden")
-        newest = self.browser.js("(window.changes = 0, state.newest)")
+        server.publish(alert("error", "the tab says so"))
+        newest = self.browser.js(
+            "(cancelAnimationFrame(frame), frame = 0, window.changes = 0, window.mine = source,"
+            "state.newest)"
+        )
         self.browser.until(f"state.newest > {newest} + 1500")
-        self.assertEqual(self.browser.js("window.changes"), 0)
+        self.assertEqual(self.browser.js("[window.changes, frame]"), [0, 0])
+        self.assertNotEqual(self.browser.js("document.title"), "SSE dashboard")
         self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
         self.browser.until("!document.hidden && window.changes > 0")
+        self.assertGreater(self.browser.js("asked"), 0)  # at once, and not at the next event
+        self.assertTrue(self.browser.js("source === mine"))
         self.check_against_simulation()
 
     def test_markup_in_an_alert_is_text(self):
@@ -6667,6 +6718,7 @@ class TheAlerts(InABrowser):
             fields = {"level": "warning", "message": "the disk is slow"}
             for number, after in enumerate((0, 1, 59, 118, 180), 1):
                 server.say("alert", now + after * 1000, number, **fields)
+            server.say("alert", now + 180_000, 5, **fields)  # the very same event
             server.say("alert", now + 181_000, 6, level="info", message="the disk is slow")
             self.browser.until("document.querySelectorAll('#rows li').length === 3")
             counts = self.browser.js(
@@ -6903,7 +6955,8 @@ class TheConnection(InABrowser):
         self.check_against_simulation()
 
     def test_a_machine_that_slept(self):
-        """Its stream said nothing meanwhile, and is replaced at once: it may be dead."""
+        """Its stream said nothing meanwhile, and is replaced at once: it may be dead. A silence of
+        less than three of the server's intervals says nothing."""
         self.before(self.CHANCE)
         puppet = self.puppet()
         self.go(puppet.url, "")
@@ -6912,9 +6965,12 @@ class TheConnection(InABrowser):
         puppet.status(now, interval=60.0)
         puppet.say("metric", now, 1, name="load", value=1, unit="")
         self.browser.state("Live")
-        self.browser.js(
-            "performance.now = (now => () => now.call(performance) + 3.6e6)(performance.now), 0"
+        sleep = "performance.now = (now => () => now.call(performance) + {})(performance.now)"
+        self.assertEqual(
+            self.browser.js(f"({sleep.format(1e5)}, beat(), [connectionState(), link.tries])"),
+            ["live", 0],
         )
+        self.browser.js(f"{sleep.format(3.6e6)}, 0")
         puppet.opened()  # long before it is silent for three intervals
 
     def test_two_dashboards_on_one_origin(self):
@@ -6994,13 +7050,15 @@ class TheConnection(InABrowser):
         server.__exit__(None, None, None)
         for handle in handles:
             self.browser.switch(handle)
-            self.browser.state("Reconnecting")
+            self.browser.state("Reconnecting", seconds=2.5)  # before it could be Delayed
             silence = self.browser.js("steady() - link.heardAt") / 1000
             self.assertAlmostEqual(silence, time.monotonic() - last, delta=5)
             left = self.browser.js("link.retryAt === Infinity ? 0 : link.retryAt - steady()")
             self.assertLessEqual(abs(left), 30_000)
         follower = everywhere("holding").index(False)
         self.browser.switch(handles[follower])
+        opened = "(link.retryAt = 0, beat(), source)"  # it leaves the tries to the holder
+        self.assertIsNone(self.browser.js(opened))
         server = self.live(port)
         self.browser.js("document.querySelector('#retry').click()")
         self.connections(server, 1)
@@ -7022,13 +7080,27 @@ class TheConnection(InABrowser):
         first = self.browser.call("GET", "/window")
         second = self.browser.tab()
         self.go(server.url)
+        self.browser.js(  # this tab slept, so it heard nothing: no reason to take the stream
+            "(now => { performance.now = () => now.call(performance) + 3.6e6;"
+            "beat(); performance.now = now; })(performance.now)"
+        )
+        self.browser.js(  # nor one that missed some
+            "bus.onmessage = (hear => ({data}) => {"
+            "if (window.deaf || !data.events?.some(({type}) => type === 'metric'))"
+            " return hear({data});"
+            "window.deaf = true; })(bus.onmessage), 0"
+        )
+        self.browser.until("window.deaf")
+        self.ticks(2)
+        self.check_against_simulation()
+        self.assertFalse(self.browser.js("holding"))
 
-        def freeze(handle, other):
+        def freeze(handle, other, seconds=DEADLINE):
             self.browser.switch(handle)
             self.assertTrue(self.browser.js("holding"))
             self.browser.cdp("Page.setWebLifecycleState", state="frozen")
             self.browser.switch(other)
-            self.browser.until("holding && source !== null")
+            self.browser.until("holding && source !== null", seconds)
             self.ticks(2)
             self.check_against_simulation()
             self.browser.switch(handle)
@@ -7038,7 +7110,7 @@ class TheConnection(InABrowser):
             self.check_against_simulation()
             self.connections(server, 1)
 
-        freeze(first, second)
+        freeze(first, second, 2.5)  # before it is silent for too long
         self.browser.switch(second)
         self.browser.js("document.removeEventListener('freeze', stop)")  # it says nothing
         freeze(second, first)
@@ -7125,8 +7197,8 @@ class TheConnection(InABrowser):
             self.go(puppet.url, "")
             puppet.opened()
             puppet.status(now)
-            self.assertEqual(tell(0, 1, with_metric=with_metric), [0, 1])
-            puppet.say("reset", now + 1000, reason="unknown")
+            self.assertEqual(tell(0, 1, 2, with_metric=with_metric), [0, 1, 2])
+            puppet.say("reset", now + 2000, reason="unknown")
             self.assertEqual(tell(1, 2, times=10, with_metric=with_metric), [0, 1, 2])
             puppet.say("reset", now + 2000, reason="expired")
             self.assertEqual(tell(9, with_metric=with_metric), [0, 1, 2, 9])
@@ -7150,6 +7222,17 @@ class TheConnection(InABrowser):
         self.browser.until("serverTime(steady()) - state.newest > 3500")
         self.assertEqual(self.browser.js("said"), ["Connecting", "Live"])
         self.go(self.live(sources=[], interval=60).url)  # it greets, and has no more to say for now
+
+    def test_before_the_first_event(self):
+        """It connects and waits for data: no card, no zero, no button."""
+        puppet = self.puppet()
+        self.go(puppet.url, "Connecting")
+        self.browser.until("!frame && drawnAt > 0")
+        self.assertEqual(self.browser.text("#detail"), "waiting for data")
+        self.assertEqual(self.browser.text("#waiting"), "Waiting for the first event")
+        self.assertEqual(self.browser.text("#cards"), "")
+        self.assertEqual(self.browser.text(".facts b"), "–")
+        self.assertFalse(self.shown("#retry"))
 
     def test_no_event_ever_came(self):
         """After some tries the page says which address it asks, and what usually is the matter."""
