@@ -5950,9 +5950,30 @@ class TheCards(InABrowser):
             metric("load_average", 4 if at % 20_000 == 0 else 1, ""),
         ]
 
+    def test_many_lines(self):
+        """Their numbers keep their places, and each has its name at its end, or none has."""
+        lines = {f"worker_{number}": f"worker {number}" for number in range(10)}
+        server = self.live(sources=[], panels=[sse.Panel("Ten", lines)])
+        places = (
+            "[...document.querySelectorAll('.reading')].map(element => element.offsetLeft).join()"
+        )
+        self.go(server.url)
+        self.size(390)
+        server.publish(*(metric(name, 9.5, "req/s") for name in lines))
+        self.browser.until("cards.length === 1 && !frame")
+        before = self.browser.js(places)
+        server.publish(*(metric(name, 12345.5, "req/s") for name in lines))
+        self.browser.until("document.querySelector('.reading b').innerText.length > 5 && !frame")
+        self.assertEqual(self.browser.js(places), before)
+        named = "cards[0].written.filter(({string}) => string.startsWith('worker')).length"
+        for height, count in ((300, 0), (1440, 10)):
+            self.size(1440, height)
+            self.browser.until(f"!frame && {named} === {count}")
+
     def test_trouble_is_seen(self):
         """A metric's edge, number, gauge and word over a threshold; the summary leads to it."""
-        self.go(self.live(sources=[Drawn(self.trouble, Simulation.panels)], interval=1.0).url)
+        server = self.live(sources=[Drawn(self.trouble, Simulation.panels)], interval=1.0)
+        self.go(server.url)
         self.browser.until(
             "document.querySelector('#trouble').innerText === '2 critical, 2 warnings'"
         )
@@ -5985,6 +6006,15 @@ class TheCards(InABrowser):
                 "document.activeElement.closest('.card').querySelector('h3').innerText"
             ),
             "Memory",
+        )
+        server.__exit__(None, None, None)
+        self.browser.state("Reconnecting")
+        self.assertEqual(  # what is old is quiet, gauges too
+            self.browser.js(
+                "[...new Set([...document.querySelectorAll('.number b, .value')].map(e => "
+                "getComputedStyle(e)[e.matches('b') ? 'color' : 'stroke']))]"
+            ),
+            [self.browser.js("paint.quiet")],
         )
 
     def test_trouble_agrees_with_the_servers_alerts(self):
