@@ -6684,6 +6684,20 @@ class ThePast(InABrowser):
 class TheAlerts(InABrowser):
     """What happened: the list of alerts, and the events as they came."""
 
+    def test_alerts_alone_have_the_room(self):
+        """Without any metric the list is wide, whatever level is chosen; beside cards it is not."""
+        server = self.live(sources=[])
+        self.go(server.url)
+        wide = "document.querySelector('.alerts').offsetWidth > innerWidth / 2"
+        self.assertFalse(self.browser.js(wide))
+        server.publish(alert("error", "on fire"))
+        self.browser.until(wide)
+        self.browser.js("document.querySelector('#filter > :last-child').click()")
+        self.browser.until("$('none').checkVisibility()")
+        self.assertTrue(self.browser.js(wide))
+        server.publish(metric("smoke", 1))
+        self.browser.until(f"cards.length === 1 && !({wide})")
+
     def test_a_level_by_its_word_and_its_count(self):
         """A level that the page does not know has its own name, and a filter; counts say when some
         are gone."""
