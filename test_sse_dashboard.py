@@ -5971,6 +5971,27 @@ class TheCards(InABrowser):
             self.size(1440, height)
             self.browser.until(f"!frame && {named} === {count}")
 
+    def test_a_thresholds_number_is_at_its_line(self):
+        """At the edge of a scale, too: the number of one beyond the edge stands farther in."""
+        panels = [
+            sse.Panel("Over", {"over": ""}, thresholds={"warning": 4, "error": 6}),
+            sse.Panel("Under", {"under": ""}, thresholds={"warning": -6, "error": -4}),
+        ]
+        values = {"over": 3.3, "under": -3.3}
+        act = Drawn(lambda t: [metric(n, v * (t % 9000) / 8000) for n, v in values.items()], panels)
+        self.go(self.live(sources=[act], interval=1.0).url)
+        self.browser.until("cards.length === 2 && cards.every(({written}) => written.length)")
+        for card, line, beyond in ((0, "4", "↑ 6"), (1, "-4", "↓ -6")):
+            off = self.browser.js(
+                f"(card => {{ const {{right, y}} = plotter(card, shown, plotBox(card));"
+                "const place = string => card.written.findLast(w => w.string === string"
+                " && w.left > right); const middle = w => (w.top + w.bottom) / 2;"
+                f"return [middle(place('{line}')) - y({line}), Math.abs(middle(place('{beyond}'))"
+                f" - y({line}))]; }})(cards[{card}])"
+            )
+            self.assertLess(abs(off[0]), 8)
+            self.assertGreater(off[1], 12)
+
     def test_trouble_is_seen(self):
         """A metric's edge, number, gauge and word over a threshold; the summary leads to it."""
         server = self.live(sources=[Drawn(self.trouble, Simulation.panels)], interval=1.0)
