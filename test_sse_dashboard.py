@@ -6205,7 +6205,8 @@ class TheCards(InABrowser):
         self.assertTrue(self.browser.js(whole))
         self.assertEqual(
             self.browser.js(
-                "[['button:not(#trouble, :has(time)), #wire', e => e.checkVisibility()],"
+                "[['button:not(#trouble, :has(time)), #wire, [role=group]',"
+                "e => e.checkVisibility()],"
                 "['.card, #rows li', e => getComputedStyle(e).breakInside],"
                 "['canvas', e => getComputedStyle(e).objectFit]].map(([selector, look]) =>"
                 "[...new Set([...document.querySelectorAll(selector)].map(look))])"
