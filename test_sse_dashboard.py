@@ -5131,7 +5131,9 @@ class ThePage(InABrowser):
         ):
             self.assertIn(word, words)
         self.browser.until("document.querySelector('#connections').innerText === '1'")
-        self.assertRegex(self.browser.text("#uptime"), r"\d")
+        self.assertEqual(self.browser.js("document.querySelector('#state').role"), "status")
+        uptime = self.browser.text("#uptime")
+        self.assertRegex(uptime, r"\d")
         self.assertGreater(len(self.points()), 1000)
         self.check_against_simulation()
         inked = (
@@ -5154,6 +5156,7 @@ class ThePage(InABrowser):
             )
         )
         self.browser.until("document.querySelector('#icon').href.includes('svg')")
+        self.browser.until(f"document.querySelector('#uptime').innerText > '{uptime}'")
 
     def test_the_values_shown_are_the_streams(self):
         """Whenever no frame is awaited, the number and the meter's text are the newest event's."""
@@ -5581,6 +5584,7 @@ ODD = (
     ("huge", "", lambda i: 1.5e300),
     ("both_signs", "", lambda i: 1e12 * (i % 21 - 10)),
     ("zero", "V", lambda i: 0),
+    ("battery", "%", lambda i: 97 + i % 3),
     ("x" * 80, "y" * 60, lambda i: -123456.789),
 )
 
@@ -5660,6 +5664,13 @@ PIXELS = """(({canvas}, name, x = 0, y = 0, width = canvas.width, height = canva
   return count;
 })"""
 
+# Whether anything is drawn at a point of it.
+DRAWN = """(({canvas, ratio}, x, y) => {
+  const copy = new OffscreenCanvas(1, 1).getContext("2d");
+  copy.drawImage(canvas, -Math.round(x * ratio), -Math.round(y * ratio));
+  return copy.getImageData(0, 0, 1, 1).data[3] > 0;
+})"""
+
 
 class TheCards(InABrowser):
     """Any metric: its card, its number, its scale and its line; and trouble, which is seen."""
@@ -5693,14 +5704,23 @@ class TheCards(InABrowser):
                 self.assertIn(round(float(f"{found['step']:e}".split("e")[0]), 6), (1, 2, 5))
                 for expected, end in ((bottom, "from"), (top, "to")):
                     self.assertAlmostEqual(found[end], expected, delta=1e-9 * abs(high - low))
-        for then, lowest, highest in ((1, -10, 100), (59e3, -10, 100), (61e3, 4, 5)):
-            kept = f"remember(remember([], -10, 100, 0), 4, 5, {then})"
-            self.assertEqual(
-                self.browser.js(
-                    f"[Math.min(...{kept}.map(e => e.low)), Math.max(...{kept}.map(e => e.high))]"
-                ),
-                [lowest, highest],
-            )
+        with Puppet() as server:
+            self.go(f"{server.url}#window=60", state="")
+            server.opened()
+            now = 1_800_000_000_000
+
+            def top(after, value):
+                server.say("metric", now + after, 1, name="load", value=value, unit="")
+                server.status(now + after)
+                self.browser.until(f"state.newest === {now + after} && !frame")
+                return self.browser.js("cards[0].scale.to")
+
+            self.assertEqual([top(0, 1), top(500, 1000), top(59_000, 1)], [1, 1000, 1000])
+            self.assertEqual(top(90_000, 1), 1000)  # which is out of sight
+            self.browser.js(f"hoverAt({now + 90_000})")
+            self.assertEqual(top(150_000, 1), 1000)  # under a pointer it stands still
+            self.browser.js("hoverAt(null)")
+            self.browser.until("cards[0].scale.to === 1")
 
     def test_at_most_two_points_a_pixel_column(self):
         """A chart draws the lowest and the highest of each column, and keeps gaps."""
@@ -5709,13 +5729,17 @@ class TheCards(InABrowser):
             "(() => { const times = [], values = []; for (let i = 0; i < 6000; i++) {"
             "times.push(i * 50); values.push(i === 3000 ? NaN : Math.sin(i) * 10); }"
             "const {points, low, high} = thin({times, values}, 0, 3e5, 1000);"
-            "return {n: points.length / 2, low, high, gaps: points.filter(Number.isNaN).length};"
-            "})()"
+            "const drawn = points.filter((value, i) => i % 2 && !Number.isNaN(value));"
+            "return {n: points.length / 2, low, high, gaps: points.filter(Number.isNaN).length,"
+            "drawn: [Math.min(...drawn), Math.max(...drawn)]}; })()"
         )
         self.assertLessEqual(found["n"], 602)
         self.assertEqual(found["gaps"], 1)
         self.assertGreater(found["high"], 9.99)
         self.assertLess(found["low"], -9.99)
+        self.assertEqual(found["drawn"], [found["low"], found["high"]])
+        within = "thin({times: [0, 1, 2, 3], values: [99, 1, 2, -99]}, .5, 2.5, 1, true)"
+        self.assertEqual(self.browser.js(f"(({{low, high}}) => [low, high])({within})"), [1, 2])
 
     def hooked(self):
         added = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=HOOK)
@@ -5743,14 +5767,25 @@ class TheCards(InABrowser):
         """Whatever names, units and sizes, live or not: no text over another or out of its box."""
         self.hooked()
         lines = {f"worker_{number}_rate": f"worker {number}" for number in range(30, 40)}
+        lines["worker_39_rate"] = "the worker " + "of a long name " * 5
         panel = sse.Panel("Ten lines", lines, thresholds={"warning": 1, "error": 1.1})
         server = self.live(sources=[Drawn(odd_metrics, [panel])], interval=1.0)
         self.go(server.url)
-        self.browser.until("cards.length === 31")
+        self.browser.until("cards.length === 31 && cards.every(card => card.drawn)")
+        lowest = self.browser.js("Object.fromEntries(cards.map(c => [c.names[0], c.scale.from]))")
+        for name in ("battery", "queue depth", ODD[4][0]):  # per cent, counts and bytes
+            self.assertEqual(lowest[name], 0)
+        self.assertGreater(lowest["mains.frequency"], 49)
         for width in (320, 390, 768, 1440, 2560):
             with self.subTest(width=width):
                 self.size(width)
                 self.nothing_overlaps(350)
+                missing, wide = self.browser.js(
+                    "[cards.flatMap(({room, written}) => room.axisLabels.steps.filter(step =>"
+                    " !written.some(({string}) => string === step.string))),"
+                    "cards.filter(({width, room}) => room.left + room.right > width / 2).length]"
+                )
+                self.assertEqual((missing, wide), ([], 0))  # each has its room, and so has the plot
         server.__exit__(None, None, None)
         self.size(390)
         self.browser.until(
@@ -5897,6 +5932,7 @@ class TheCards(InABrowser):
             server.tick([metric(name, 1.5)])
             self.browser.until(f"{titles} === '{expected}'")
         self.assertEqual(self.browser.text("[data-metric=a]"), "1.500")
+        self.assertEqual(self.browser.text("[data-metric=b]"), "–")  # which is no zero
         self.assertTrue(self.browser.js("document.querySelector('#waiting').hidden"))
         self.assertEqual(self.browser.text("h1"), "Mine")
         for _ in range(5):
@@ -6086,6 +6122,7 @@ class TheCards(InABrowser):
             sse.Panel("Arc", {"arc": ""}, "arc", 0, 8e9),
             sse.Panel("Full", {"full": ""}, "arc", 0, 100),
             sse.Panel("Long", {"long": ""}, "arc", 0, 1000, {"error": 9000}),
+            sse.Panel("Two", {"one": "first", "two": "second"}),
         ]
         start = time.time_ns() // 1_000_000 - 5000
 
@@ -6095,6 +6132,8 @@ class TheCards(InABrowser):
                 metric("arc", 9e9, "B"),
                 metric("full", 99.9 if tick < start else 100, "%"),
                 metric("long", 345.67, "ms"),
+                metric("one", 5),
+                metric("two", 5),
             ]
 
         self.go(self.live(sources=[Drawn(act, panels)]).url)
@@ -6133,6 +6172,7 @@ class TheCards(InABrowser):
         )
         self.assertRegex(edges[0], r"\b30\b.* 45\b|\b45\b.* 30\b")
         self.assertIn("↑ 9,000", edges[3])
+        self.assertRegex(edges[4], "first.* second|second.* first")  # though they end at one place
         self.assertGreater(min(inked), 100)  # of a line, and of its number
         contrast = (
             "(() => { const canvas = document.createElement('canvas');"
@@ -6244,6 +6284,10 @@ class TheCards(InABrowser):
         self.browser.until(f"RegExp('{sentence}').test({said})")
         before = self.browser.js(said)
         self.browser.until(f"{said} !== {json.dumps(before)}")
+        self.browser.js("document.querySelector('canvas').focus()")  # who listens is left in peace
+        before, newest = self.browser.js(f"[{said}, state.newest]")
+        self.browser.until(f"state.newest > {newest} + 1000 && !frame")
+        self.assertEqual(self.browser.js(said), before)
         self.assertEqual(
             self.browser.js("document.querySelector('canvas').getAttribute('aria-label')"), "CPU"
         )
@@ -6453,13 +6497,16 @@ class ThePast(InABrowser):
             steps.append(self.browser.js("view.cursor") - before)
         self.assertEqual(steps[:4], [250, -250, -30_000, 30_000])
         self.assertLess(self.browser.js("view.cursor - shown.from"), 250)
+        self.browser.key("PageUp", 33)
+        self.browser.key("+", 187)  # around the crosshair
+        self.browser.until("shown.end - shown.from === 150000 && cursorTime(shown) !== null")
         self.browser.key("End", 35)
         self.assertLess(self.browser.js("shown.end - view.cursor"), 250)
-        self.browser.key("+", 187)
-        self.browser.until("shown.end - shown.from === 150000")
-        self.browser.key("Home", 36)
-        self.browser.key("PageDown", 34)
-        self.browser.until("shown.from < view.cursor && shown.end - shown.from === 150000")
+        end = self.browser.js("shown.end")
+        self.browser.key("PageUp", 33)  # out of what is shown
+        self.browser.until(
+            f"view.cursor > {end} && view.cursor < shown.end && shown.end - shown.from === 150000"
+        )
         self.browser.key("-", 189)
         self.browser.until("shown.end - shown.from === 300000")
         self.browser.key("Escape", 27)
@@ -6476,7 +6523,12 @@ class ThePast(InABrowser):
         self.mouse("Moved", x, y)
         self.mouse("Pressed", x, y, button="left", buttons=1, clickCount=1)
         self.mouse("Moved", to, y, button="left", buttons=1)
-        self.browser.until("view.drag !== null")
+        self.browser.until("view.drag !== null && !frame")
+        shaded = self.browser.js(
+            "cards.map(card => { const {x, top} = plotter(card, shown, plotBox(card));"
+            f"return {DRAWN}(card, x((view.drag.from + view.drag.to) / 2), top + 3); }})"
+        )
+        self.assertNotIn(False, shaded)
         self.mouse("Released", to, y, button="left", clickCount=1)
         self.mouse("Moved", 2, 2)
         self.browser.until(
@@ -6496,8 +6548,16 @@ class ThePast(InABrowser):
         self.browser.js("look(Math.round((shown.from + shown.end) / 2)), 0")
         self.browser.until("/at=/.test(location.hash)")
         link, cursor = self.browser.js("[location.href, view.cursor]")
+        spans = self.browser.js(
+            "['wider', 'closer', 'closer'].map(id => { document.querySelector(`#${id}`).click();"
+            "return view.zoom.end - view.zoom.from; })"
+        )
+        for span, times in zip(spans, (2, 1, 0.5), strict=True):
+            self.assertAlmostEqual(span, times * (last - first), delta=1)
+        self.assertTrue(self.shown("#live"))
         self.browser.js("document.querySelector('#live').click()")
         self.browser.until("location.hash === '' && shown.end > view.window && view.zoom === null")
+        self.assertFalse(self.shown("#live"))
         self.assertEqual(self.browser.js("history.length"), length)
         self.browser.call("POST", "/url", {"url": "about:blank"})
         self.go(link)
@@ -6567,8 +6627,11 @@ class ThePast(InABrowser):
         )
         at = self.browser.js("state.newest - 2400000")
         self.browser.tab()
-        self.go(f"{server.url}#from={at - 60_000}&to={at + 60_000}&at={at}")
+        self.go(f"{server.url}#window=3600&from={at - 60_000}&to={at + 60_000}&at={at}")
         self.browser.until(f"cursorTime(shown) === {at} && holds(shown)")
+        self.browser.js("document.querySelector('#live').click()")
+        chosen = "document.querySelector('#windows [aria-pressed=true]').innerText"
+        self.browser.until(f"{chosen} === '1 h'")
         self.assertFalse(self.browser.js("holding"))
 
     def test_an_alert_is_on_its_chart(self):
@@ -6577,10 +6640,11 @@ class ThePast(InABrowser):
         server = self.live()
         self.go(server.url)
         server.publish(alert("error", "on fire", "load_average"))
-        self.browser.until(
-            f"alertsOn({self.LOAD}, shown).some(({{alert}}) => alert.message === 'on fire')"
-        )
-        self.browser.until("!frame")
+        server.publish(alert("warning", "smoke", "load_average"))  # at one place the worse stands
+        smoke = "state.alerts.find(({message}) => message === 'smoke')"
+        self.browser.until(f"state.newest > {smoke}?.time && !frame")
+        marked = "cards.filter(card => card.alerts.some(({alert}) => alert.message === 'on fire'))"
+        self.assertEqual(self.browser.js(f"{marked}.map(({{title}}) => title)"), ["Load"])
         x, y, red = self.browser.js(
             f"(() => {{ const card = {self.LOAD};"
             "const {canvas} = card, plot = plotter(card, shown, plotBox(card));"
@@ -6636,6 +6700,9 @@ class ThePast(InABrowser):
         self.go(self.live(history=120.0).url)
         self.browser.js("document.querySelector('.toggle').click()")
         self.browser.until("document.querySelectorAll('.table tbody tr').length > 20")
+        self.assertEqual(self.browser.js("document.querySelector('.toggle').ariaExpanded"), "true")
+        times = self.browser.js("[...document.querySelectorAll('.table tbody tr')].map(r => r.key)")
+        self.assertEqual(times, sorted(times, reverse=True))
         x, y = self.place("Memory")  # the table lies over the first chart
         self.mouse("Moved", x, y)
         self.browser.until("view.frozen && !frame")
@@ -6693,6 +6760,14 @@ class ThePast(InABrowser):
         written = "cards.map(({written}) => written.map(({string}) => string).join()).join()"
         self.browser.until(f"{written}.includes('no data since ' + clock.format(state.newest))")
         self.browser.until("steady() - link.heardAt > 2000", 20)
+
+        def shaded(place):
+            return self.browser.js(
+                "cards.map(card => { const {x, top, right} = plotter(card, shown, plotBox(card));"
+                f"return {DRAWN}(card, {place}, top + 3); }})"
+            )
+
+        self.assertNotIn(False, shaded("right - 3"))
         self.live(port, history=1.0)
         self.browser.js("retryNow(), 0")
         self.browser.state("Live")
@@ -6700,6 +6775,14 @@ class ThePast(InABrowser):
             self.browser.until(
                 f"cards.every(({{written}}) => written.some(({{string}}) => string === '{label}'))"
             )
+        lost = "(({from, to}) => x((from + to) / 2))(state.marks.find(mark => mark.to))"
+        self.assertNotIn(False, shaded(lost))
+        ticks = self.browser.js(
+            "cards.map(card => { const {x, top} = plotter(card, shown, plotBox(card));"
+            "const end = x(state.marks.find(mark => mark.to).to);"
+            f"return {PIXELS}(card, 'quiet', Math.floor(end) - 1, top, 3, 40); }})"
+        )
+        self.assertGreater(min(ticks), 3, ticks)
         self.assertNotIn("no data since", self.browser.js(written))
 
 
@@ -6724,8 +6807,13 @@ class TheAlerts(InABrowser):
         """A level that the page does not know has its own name, and a filter; counts say when some
         are gone."""
         server = self.live(sources=[Counting()])
-        self.go(server.url)
+        self.go(f"{server.url}#level=error")
+        self.browser.until(
+            "document.querySelector('#none').innerText === 'No alerts of this level'"
+        )
+        self.browser.js("document.querySelector('#filter [value=\"\"]').click()")
         self.browser.until("document.querySelector('#none').innerText === 'No alerts'")
+        self.assertEqual(self.browser.js("location.hash"), "")
         for level in ("critical", "toString"):
             server.publish(Event("alert", {"level": level, "message": f"said as {level}"}))
         for level in sse.LEVELS:
@@ -6746,8 +6834,10 @@ class TheAlerts(InABrowser):
             {"critical": "critical", "toString": "toString"} | known,
             "a level stands in LEVELS of sse_dashboard.py and in LEVELS of index.html",
         )
-        looks = {tuple(look) for _, _, *look in said}
-        self.assertEqual(len(looks), count - 1)  # the two that it does not know look alike
+        shapes, colours, signs = (set(look) for look in list(zip(*said))[2:])
+        self.assertEqual(len(signs), count - 1)  # the two that it does not know look alike
+        self.assertEqual(len(colours), count - 1)
+        self.assertGreater(len(shapes), 3)
         filters = (
             "[...document.querySelectorAll('#filter button')]"
             ".map(button => button.innerText.trim().split(/\\s+/))"
@@ -6757,8 +6847,16 @@ class TheAlerts(InABrowser):
         self.assertEqual(each[-2:], [["1", "critical"], ["1", "toString"]])
         self.assertEqual(sorted(each[:-2]), sorted(["1", word] for word in known.values()))
         self.browser.js("document.querySelector('#filter [value=critical]').click()")
-        self.browser.until("document.querySelectorAll('#rows li').length === 1")
+        self.browser.until(
+            "document.querySelectorAll('#rows li').length === 1"
+            " && location.hash === '#level=critical'"
+        )
         self.assertIn("said as critical", self.browser.text("#rows"))
+        self.assertFalse(self.shown("#none") or self.shown("#older"))
+        log = "(({role, ariaLive}) => [role, ariaLive])(document.querySelector('#log'))"
+        self.assertEqual(self.browser.js(log), ["log", "off"])  # who chose it is not told it anew
+        pressed = "document.querySelectorAll('#filter [aria-pressed=true]')"
+        self.assertEqual(self.browser.js(f"[...{pressed}].map(b => b.value)"), ["critical"])
         self.browser.js("document.querySelector('#filter [value=\"\"]').click()")
         levels = [sse.LEVELS[n % len(sse.LEVELS)] for n in range(205)]
         for n, level in enumerate(levels):
@@ -6776,6 +6874,9 @@ class TheAlerts(InABrowser):
             "row.innerText.includes('Warning'))"
         )
         self.assertEqual(self.browser.js("document.querySelectorAll('#rows li').length"), 12)
+        self.assertTrue(self.shown("#older"))
+        self.browser.js("document.querySelector('#older').click()")
+        self.browser.until("document.querySelectorAll('#rows li').length === 24")
 
     def test_the_same_again_is_counted(self):
         """Within a minute it is one row with its count; a minute later it is another."""
@@ -6789,11 +6890,14 @@ class TheAlerts(InABrowser):
                 server.say("alert", now + after * 1000, number, **fields)
             server.say("alert", now + 180_000, 5, **fields)  # the very same event
             server.say("alert", now + 181_000, 6, level="info", message="the disk is slow")
-            self.browser.until("document.querySelectorAll('#rows li').length === 3")
+            server.say("alert", now + 182_000, 7, metric="disk", **fields)
+            self.browser.until("document.querySelectorAll('#rows li').length === 4")
             counts = self.browser.js(
                 "[...document.querySelectorAll('#rows li')].map(row => row.count.innerText)"
             )
-            self.assertEqual(counts, ["", "", "× 4"])
+            self.assertEqual(counts, ["", "", "", "× 4"])
+            shown = "document.querySelector('#rows li:last-child time').innerText"
+            self.assertEqual(*self.browser.js(f"[{shown}, clock.format({now + 118_000})]"))
 
     def test_a_long_message_opens(self):
         """It is cut at two lines; a button, which the keyboard reaches, opens it. A short one has
@@ -6807,6 +6911,7 @@ class TheAlerts(InABrowser):
         self.browser.until(
             "document.querySelector('#rows li + li .more')?.checkVisibility() === true"
         )
+        self.assertEqual(self.browser.js("document.querySelector('#log').ariaLive"), "polite")
         self.assertFalse(self.shown("#rows li:first-child .more"))
         cut = self.browser.js(height)
         self.assertLessEqual(cut, 48)
@@ -6863,6 +6968,7 @@ class TheAlerts(InABrowser):
                 server.publish(alert("info", f"new by {name}"))
                 server.publish(alert("info", f"newer by {name}"))
                 self.browser.until("document.querySelector('#fresh').innerText === '2 new'")
+                self.assertTrue(self.shown("#fresh"))
                 self.assertEqual(self.browser.js(first), before)
                 end()
                 self.browser.until(f"{first} === 'newer by {name}'")
@@ -6925,9 +7031,14 @@ class TheAlerts(InABrowser):
             for number in range(4, 29):
                 server.say("metric", now, number, name=f"m{number}", value=1, unit="")
             self.browser.until("state.wire.length === 30")
-            self.assertEqual(self.browser.text("#raw").strip(), "")
-            self.browser.js("document.querySelector('#wire > summary').click()")
+            written = self.browser.js("document.querySelector('#raw').textContent")
+            self.assertEqual(written.strip(), "")
+            self.browser.js(
+                "(document.querySelector('#wire').addEventListener('toggle', () => {"
+                "window.asked = frame; }), document.querySelector('#wire > summary').click())"
+            )
             self.browser.until("document.querySelector('#raw').innerText.includes('event: metric')")
+            self.assertGreater(self.browser.js("asked"), 0)  # at once, and not at the next event
             raw = self.browser.text("#raw")
             self.assertEqual(raw.count("event: "), 30)
             said = json.dumps(
@@ -6935,6 +7046,7 @@ class TheAlerts(InABrowser):
             )
             self.assertIn(f"event: rollback\ndata: {said}\nid: {now}-3\n", raw)
             self.assertIn("event: deploy", raw)
+            self.assertLess(raw.index(f"id: {now}-28"), raw.index("event: deploy"))
             self.assertIn("event: error", raw)
             self.assertEqual(self.browser.js("link.tries"), 0)  # which is no error of the stream
             self.assertEqual(self.browser.text("#curl"), f"curl -N {server.url}api/events/all")
