@@ -5802,7 +5802,7 @@ class TheCards(InABrowser):
 
     def test_a_narrow_screen(self):
         """A bar is not wider than its card; nothing stands alone in a row, neither the button for
-        the theme nor the unit at a message's end."""
+        the theme nor the unit at a message's end; the levels' words are whole."""
         panel = sse.Panel("Bar", {"value": ""}, "bar", 0, 100)
         server = self.live(sources=[Drawn(lambda tick: [metric("value", 12.34, "%")], [panel])])
         server.publish(alert("success", "Memory usage back to normal: 81.6 %"))
@@ -5820,6 +5820,9 @@ class TheCards(InABrowser):
                     " && ([...lines.getClientRects()].at(-1).width > 30"
                     " || !CSS.supports('text-wrap', 'pretty')); })()"
                 )
+        self.size(296)
+        whole = "({scrollWidth, clientWidth}) => scrollWidth <= clientWidth"
+        self.browser.until(f"[...document.querySelectorAll('#filter span')].every({whole})")
 
     def test_the_grid_has_no_hole(self):
         """However many cards there are, up to eight, they fill the grid, at every width."""
