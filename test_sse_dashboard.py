@@ -5936,6 +5936,7 @@ class TheCards(InABrowser):
             self.browser.until(f"{titles} === '{expected}'")
         self.assertEqual(self.browser.text("[data-metric=a]"), "1.500")
         self.assertEqual(self.browser.text("[data-metric=b]"), "–")  # which is no zero
+        self.assertFalse(self.shown("#trouble"))
         self.assertTrue(self.browser.js("document.querySelector('#waiting').hidden"))
         self.assertEqual(self.browser.text("h1"), "Mine")
         for _ in range(5):
@@ -6037,12 +6038,14 @@ class TheCards(InABrowser):
         self.go(server.url)
         self.browser.until(
             "document.querySelector('#trouble').innerText === '2 critical, 2 warnings'"
+            " && document.querySelector('#trouble').checkVisibility()"
         )
         self.assertIn("2 critical, 2 warnings", self.browser.js("document.title"))
         self.assertIn("d0342c", self.browser.js("document.querySelector('#icon').href"))
         found = self.browser.js(
             "(look => Object.fromEntries(cards.map(({title, element}) => [title, ["
-            "element.dataset.level ?? '', element.querySelector('.badge').innerText.trim(),"
+            "element.dataset.level ?? '',"
+            "(e => e.hidden || e.innerText.trim())(element.querySelector('.badge')),"
             "look(element).borderTopColor, look(element.querySelector('b')).color,"
             "look(element.querySelector('.value') ?? element).stroke]])))(getComputedStyle)"
         )
@@ -6053,7 +6056,7 @@ class TheCards(InABrowser):
             {
                 "CPU": warning,
                 "Memory": critical,
-                "Disk": ["", ""],
+                "Disk": ["", True],
                 "Temperature": critical,
                 "Load": warning,
             },
@@ -6171,12 +6174,14 @@ class TheCards(InABrowser):
         self.browser.until("cards.every(({written}) => written.length)")
         edges, inked = self.browser.js(
             "[cards.map(({written}) => written.map(({string}) => string).join(' ')),"
-            f"['warning', 'error'].map(level => {PIXELS}(cards[0], level))]"
+            f"['warning', 'error'].flatMap(level => [0, plotBox(cards[0]).right + 1].map(left =>"
+            f"{PIXELS}(cards[0], level, left)))]"
         )
         self.assertRegex(edges[0], r"\b30\b.* 45\b|\b45\b.* 30\b")
         self.assertIn("↑ 9,000", edges[3])
         self.assertRegex(edges[4], "first.* second|second.* first")  # though they end at one place
-        self.assertGreater(min(inked), 100)  # of a line, and of its number
+        self.assertGreater(min(inked[::2]), 100)  # of a line ...
+        self.assertGreater(min(inked[1::2]), 0, inked)  # ... and of its number
         contrast = (
             "(() => { const canvas = document.createElement('canvas');"
             "const c = canvas.getContext('2d', {willReadFrequently: true});"
@@ -6856,11 +6861,12 @@ class TheAlerts(InABrowser):
         )
         self.assertIn("said as critical", self.browser.text("#rows"))
         self.assertFalse(self.shown("#none") or self.shown("#older"))
-        log = "(({role, ariaLive}) => [role, ariaLive])(document.querySelector('#log'))"
-        self.assertEqual(self.browser.js(log), ["log", "off"])  # who chose it is not told it anew
         pressed = "document.querySelectorAll('#filter [aria-pressed=true]')"
         self.assertEqual(self.browser.js(f"[...{pressed}].map(b => b.value)"), ["critical"])
         self.browser.js("document.querySelector('#filter [value=\"\"]').click()")
+        self.browser.until(f"document.querySelectorAll('#rows li').length === {count}")
+        log = "(({role, ariaLive}) => [role, ariaLive])(document.querySelector('#log'))"
+        self.assertEqual(self.browser.js(log), ["log", "off"])  # who chose it is not told it anew
         levels = [sse.LEVELS[n % len(sse.LEVELS)] for n in range(205)]
         for n, level in enumerate(levels):
             server.publish(alert(level, f"number {n}"))
@@ -7154,6 +7160,7 @@ class TheConnection(InABrowser):
             self.browser.js(f"({sleep.format(1e5)}, beat(), [connectionState(), link.tries])"),
             ["live", 0],
         )
+        self.browser.until("document.querySelector('#uptime').innerText.startsWith('00:03:2')")
         self.browser.js(f"{sleep.format(3.6e6)}, 0")
         puppet.opened()  # long before it is silent for three intervals
 
