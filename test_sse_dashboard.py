@@ -7409,12 +7409,15 @@ class TheConnection(InABrowser):
         self.assertTrue(puppet.streams.empty())
 
     def test_nothing_but_its_status(self):
-        """A server without metrics is Live: with alerts alone, and after the last metric."""
+        """A server without metrics is Live: with alerts alone, after the last metric, and where
+        that was read long ago."""
         self.before(self.WORDS)
         server = self.live(sources=[])
         self.go(server.url)
         server.publish(alert("warning", "a door is open"))
         self.browser.until("document.querySelector('#rows').innerText.includes('a door is open')")
+        server.publish(metric("late", 1, at=time.time() * 1000 - 100_000))
+        self.browser.until("state.series.has('late')")
         server.publish(metric("loss", 0.5))
         self.browser.until("state.series.has('loss')")
         self.browser.until("serverTime(steady()) - state.newest > 3500")
