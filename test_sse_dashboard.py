@@ -5803,7 +5803,7 @@ class TheCards(InABrowser):
     def test_a_narrow_screen(self):
         """A bar is not wider than its card; nothing stands alone in a row, neither the button for
         the theme nor the unit at a message's end; the levels' words are whole."""
-        panel = sse.Panel("Bar", {"value": ""}, "bar", 0, 100)
+        panel = sse.Panel("Bar", {"value": ""}, "bar", 0, 100, thresholds={"warning": 10})
         server = self.live(sources=[Drawn(lambda tick: [metric("value", 12.34, "%")], [panel])])
         server.publish(alert("success", "Memory usage back to normal: 81.6 %"))
         self.go(server.url)
@@ -5819,6 +5819,12 @@ class TheCards(InABrowser):
                     " && Math.abs(box('#theme').top - box('#wider').top) < 2"
                     " && ([...lines.getClientRects()].at(-1).width > 30"
                     " || !CSS.supports('text-wrap', 'pretty')); })()"
+                )
+                # The way to the alerts stays where it is without trouble.
+                self.browser.until(
+                    "(([name, way, trouble]) =>"
+                    " Math.abs(name.top - way.top) < 9 && trouble.top > way.top)"
+                    "(['title', 'reach', 'trouble'].map(id => $(id).getBoundingClientRect()))"
                 )
         self.size(296)
         whole = "({scrollWidth, clientWidth}) => scrollWidth <= clientWidth"
