@@ -963,7 +963,9 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-COMMENT = re.compile(rb"^ *(/\*.*?\*/|//[^\n]*)\n", re.DOTALL | re.MULTILINE)  # in its own lines
+COMMENT = re.compile(  # in lines of its own, or two spaces after what else stands in its line
+    rb"^ *(/\*.*?\*/|//[^\n]*)\n|  +(//[^\n]*|/\*[^\n]*\*/)$", re.DOTALL | re.MULTILINE
+)
 
 # The grammar of a request's head: RFC 9110, 5.5 and 5.6.2; RFC 9112, 2.3 and 3; RFC 3986, 3.2.2.
 # A target may hold a few characters more than a URI, because browsers send them, but no fragment.
@@ -1085,7 +1087,7 @@ class Page(NamedTuple):
 def load_page(path: Path, title: str = TITLE) -> tuple[Page, Page]:
     """The page under its title and without its comments, as it is and compressed. Raises OSError.
 
-    Comments are for whoever opens the file: they are a sixth of the bytes. The page's policy
+    Comments are for whoever opens the file: they are a fifth of the bytes. The page's policy
     allows each script and style in it by its hash, and nothing else."""
     # A browser hashes what it has parsed: CR and CRLF are LF then. A NUL would be another
     # character, but no text file has one.

@@ -2237,13 +2237,14 @@ ANSWERS = (
 
 
 def page_as_sent():
-    """index.html, line by line, without the comments that begin and end at the ends of lines."""
+    """index.html, line by line, without the comments that end at the ends of lines, and begin there
+    or two spaces after the rest."""
     lines, inside = [], False
     for line in (HERE / "index.html").read_bytes().splitlines(keepends=True):
         text = line.strip()
         inside = inside or text.startswith(b"/*")
         if not inside and not text.startswith(b"//"):
-            lines.append(line)
+            lines.append(re.sub(rb"  +(//.*|/\*.*\*/)$", b"", line))
         inside = inside and not text.endswith(b"*/")
     return b"".join(lines)
 
@@ -2366,8 +2367,8 @@ class Requests(Promises):
             self.assertEqual(self.answer(request(line, *fields))[::2], (expected, b""))
 
     def test_the_page(self):
-        """`/` is index.html without the comments that have lines of their own, with a policy that
-        allows its own script and style, and no others."""
+        """`/` is index.html without its comments, with a policy that allows its own script and
+        style, and no others."""
         status, headers, body = fetch(self.address, "/")
         self.assertEqual((status, body), (200, page_as_sent()))
         policy = dict(
@@ -5595,7 +5596,8 @@ def odd_metrics(tick):
     yield from (metric(name, value(i), unit) for name, unit, value in ODD)
     for number in range(len(ODD), 40):
         value = round(10 ** (number % 8) * (1 + i % (3 + number) / 9), number % 4)
-        yield metric(f"worker_{number}_rate", value, ("req/s", "B/s", "%", "", "°C")[number % 5])
+        unit = ("req/s", "B/s", "%", "", "°C")[number % 5 if number < 30 else 0]
+        yield metric(f"worker_{number}_rate", value, unit)
 
 
 # Every text that is seen, with its box on the page: the document's, and by a hook the canvases'.
@@ -6305,6 +6307,195 @@ class TheCards(InABrowser):
         self.assertEqual(
             self.browser.js("document.querySelector('canvas').getAttribute('aria-label')"), "CPU"
         )
+
+
+class OddData(InABrowser):
+    """What a program may send, too: the page shows it as it is, and lives on."""
+
+    NOW = 1_800_000_000_000
+
+    def opened(self, *panels, types=()):
+        """A page on a server that says only what it is told. What came is of now."""
+        self.server = self.enterContext(Puppet())
+        self.go(self.server.url, state="")
+        self.server.opened()
+        self.server.status(self.NOW)
+        self.server.say("panels", self.NOW, panels=panels, types=types, history_seconds=300.0)
+        return self.server
+
+    def enterContext(self, manager):  # noqa: N802  (of unittest itself from Python 3.11 on)
+        self.addCleanup(manager.__exit__, None, None, None)
+        return manager.__enter__()
+
+    def say(self, moment, number, name, value, unit="", at=None):
+        moment = self.NOW + moment * 1000
+        timestamp = sse.timestamp(moment if at is None else self.NOW + at * 1000)
+        data = {
+            "type": "metric",
+            "name": name,
+            "value": value,
+            "unit": unit,
+            "timestamp": timestamp,
+        }
+        event = f"event: metric\ndata: {json.dumps(data)}\nid: {moment}-{number}\n\n"
+        self.server.stream.write(event.encode())
+
+    def test_an_event_type_with_the_name_of_a_browsers_own(self):
+        """`open` is one of a program's types, and of what a browser says of its own stream."""
+        server = self.live(sources=[Counting()])
+        self.go(server.url)
+        server.publish(sse.Event("open", {"door": 3}))
+        self.browser.until("state.types.includes('open')")
+        for connection in list(server.deadlines):
+            sse.hang_up(connection)
+        self.browser.until("link.tries === 1")
+        self.browser.state("Live")
+        server.publish(sse.Event("open", {"door": 4}))
+        self.browser.until("state.wire.some(({data}) => data.includes('\"door\": 4'))")
+        self.assertEqual(self.browser.js("link.tries"), 1)
+
+    def test_the_largest_numbers(self):
+        """They have a scale, and no loop over its steps is without an end."""
+        self.opened()
+        for number, value in enumerate((sys.float_info.max, -sys.float_info.max, 1), 1):
+            self.say(number, number, "best", value)
+            self.server.status(self.NOW + number * 1000)
+            self.browser.until(f"state.series.get('best')?.values.at(-1) === {value}")
+        self.browser.until("!frame && cards[0]?.drawn")
+        self.assertLessEqual(self.browser.js("cards[0].room.axisLabels.steps.length"), 12)
+        self.assertTrue(self.browser.js("Number.isFinite(cards[0].scale.to - cards[0].scale.from)"))
+
+    def test_a_link_to_a_time_that_has_not_come(self):
+        """A stretch in the future ends at the newest event; one that no server holds is none."""
+        server = self.live()
+        url, now = server.url, time.time_ns() // 1_000_000
+        for begin, end in ((now, now + 3_600_000), (now - 100_000, now * 1000), (now, 9e15)):
+            self.browser.call("POST", "/url", {"url": "about:blank"})
+            self.go(f"{url}#from={begin}&to={end:.0f}")
+            self.browser.until("!frame && cards[0]?.drawn && shown.end <= state.newest")
+
+    def test_two_units_in_one_panel(self):
+        """Each has a card, for a scale has one unit; a line that has not come is with the first."""
+        lines = {"p50": "median", "p99": "worst", "p95": ""}
+        self.opened({"title": "Latency", "metrics": lines})
+        self.say(0, 1, "p50", 120, "ms")
+        self.browser.until("cards.map(({title}) => title).join() === 'Latency'")
+        self.say(0, 2, "p99", 1.5, "s")
+        titles = "cards.map(({title, names}) => [title, ...names].join(' ')).join()"
+        self.browser.until(f"{titles} === 'Latency, ms p50 p95,Latency, worst p99'")
+
+    def test_a_metric_that_changes_its_unit(self):
+        """What was said in the other unit is not drawn on the new one's scale."""
+        self.opened()
+        self.say(-2, 1, "size", 899, "MB")
+        self.say(-1, 2, "size", 0.889, "GB")
+        self.say(0, 3, "size", 0.89, "GB")
+        self.browser.until("cards[0]?.sentence.startsWith('Size 0.89')")
+        self.assertNotIn("899", self.browser.js("cards[0].sentence"))
+
+    def test_a_panels_decimals_beside_a_prefix(self):
+        """They are those of the value in its own unit, and never fewer than tell it."""
+        self.go(self.live(sources=[]).url, state=None)
+        for value, unit, decimals, expected in (
+            (1499, "W", 0, "1.50 kW"),
+            (1050, "W", 0, "1.05 kW"),
+            (50, "W", 0, "50 W"),
+            (1_499_082, "B/s", 0, "1.50 MB/s"),
+            (45.678, "%", 2, "45.68 %"),
+            (0.0123, "s", 1, "12.3 ms"),
+        ):
+            form = json.dumps({"unit": unit, "decimals": decimals})
+            with self.subTest(value=value, decimals=decimals):
+                self.assertEqual(self.browser.js(f"inWords({value}, {form})"), expected)
+
+    def test_a_clock_that_is_ahead_or_behind(self):
+        """The axis is the server's time: a metric from the future takes no other's place, and one
+        of long ago has no card."""
+        self.opened()
+        for second in range(-5, 1):
+            self.say(second, 1, "own", second)
+        self.say(0, 2, "ahead", 1, at=600)
+        self.say(0, 3, "behind", 1, at=-1e6)
+        self.server.status(self.NOW)
+        self.say(1, 1, "own", 1)
+        self.browser.until("state.series.get('own')?.values.at(-1) === 1")
+        self.assertEqual(self.browser.js("state.newest"), self.NOW + 1000)
+        self.assertEqual(len(self.points("own")), 7)
+        self.browser.until("cards.map(({title}) => title).join() === 'Own,Ahead'")
+
+    def test_alerts_with_times_of_their_own(self):
+        """The newest is first, whatever came first; the same one of minutes ago is another one."""
+        server = self.opened()
+        for number, (message, ago) in enumerate(
+            (("disk", 0), ("disk", 280), ("fan", 100), ("disk", 30)), 1
+        ):
+            data = {"type": "alert", "level": "error", "message": message}
+            data["timestamp"] = sse.timestamp(self.NOW - ago * 1000)
+            event = f"event: alert\ndata: {json.dumps(data)}\nid: {self.NOW}-{number}\n\n"
+            server.stream.write(event.encode())
+        self.browser.until("state.lastEventId.endsWith('-4')")
+        listed = "state.alerts.map(({message, time, count}) => [message, time, count])"
+        expected = [["disk", 0, 2], ["fan", 100, 1], ["disk", 280, 1]]
+        self.assertEqual(
+            self.browser.js(listed),
+            [[message, self.NOW - ago * 1000, count] for message, ago, count in expected],
+        )
+        self.assertFalse(self.shown("#live"))
+        self.browser.js("document.querySelector('#rows li').moment.click()")
+        self.browser.until("document.querySelectorAll('#rows .chosen').length === 1")
+        self.assertEqual(self.browser.text("#notice"), "")  # it is held, though no chart is here
+
+    def test_a_line_that_is_gone(self):
+        """Of two in a panel one is older than the history: its number is a dash again."""
+        lines = {"a": "left", "b": "right"}
+        self.opened({"title": "Both", "metrics": lines, "thresholds": {"error": 5}})
+        self.say(0, 1, "a", 7)
+        self.say(0, 2, "b", 1)
+        self.browser.until("document.querySelector('[data-metric=a]')?.innerText === '7'")
+        self.say(400, 1, "b", 2)
+        self.server.status(self.NOW + 400_000)
+        self.browser.until("document.querySelector('[data-metric=b]').innerText === '2'")
+        reading = "document.querySelector('[data-metric=a]').closest('.reading')"
+        self.assertEqual(self.browser.js(f"{reading}.querySelector('.range').innerText.trim()"), "")
+        self.assertEqual(self.browser.js(f"{reading}.dataset.level"), None)
+        self.assertEqual(self.browser.text("[data-metric=a]"), "–")
+
+    def test_a_greeting_is_no_news(self):
+        """A server whose ticks have stopped greets at each try, and is not Live by that."""
+        server = self.enterContext(
+            Puppet(("MIN_SILENCE_MS = 5000", "MIN_SILENCE_MS = 700"),
+                   ("MIN_LATE_MS = 3000", "MIN_LATE_MS = 400"),
+                   ("interval: 1000", "interval: 50"),
+                   ("BEAT_MS = 1000", "BEAT_MS = 50"), ("QUIET_MS = 1100", "QUIET_MS = 50"),
+                   ("GREETING_MS = 1000", "GREETING_MS = 50"))
+        )  # fmt: skip
+        server.greets, server.status = True, functools.partial(server.status, interval=0.05)
+        self.go(server.url, state="")
+        server.opened()
+        server.status(time.time_ns() // 1_000_000 + 1)
+        self.browser.state("Live")
+        self.browser.js(
+            "window.states = [], new MutationObserver(() => {"
+            "states.push(document.body.dataset.state); })"
+            ".observe(document.body, {attributes: true, attributeFilter: ['data-state']}), 0"
+        )
+        self.browser.until("link.tries >= 2")
+        self.assertNotIn("live", self.browser.js("states"))
+
+    def test_many_lines_under_the_crosshair(self):
+        """The box of words stays within its chart, and says how many more there are."""
+        lines = {f"core_{number}": f"core {number}" for number in range(16)}
+        self.opened({"title": "Cores", "metrics": lines})
+        for number in range(16):
+            self.say(0, number + 1, f"core_{number}", number)
+        self.browser.until("!frame && cards[0]?.drawn && cards[0].series.length === 16")
+        self.browser.js("look(state.newest), 0")
+        self.size(390, 844)
+        self.browser.until(
+            "!frame && cards[0].readout?.words.at(-1).endsWith(' more in the table')"
+        )
+        inside = "(({readout, height}) => readout.top >= 0 && readout.bottom <= height)(cards[0])"
+        self.assertTrue(self.browser.js(inside))
 
 
 class Relay:
