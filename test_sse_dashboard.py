@@ -6302,7 +6302,7 @@ class TheCards(InABrowser):
         self.browser.until(f"{said} !== {json.dumps(before)}")
         self.browser.js("document.querySelector('canvas').focus()")  # who listens is left in peace
         before, newest = self.browser.js(f"[{said}, state.newest]")
-        self.browser.until(f"state.newest > {newest} + 1000 && !frame")
+        self.browser.until(f"state.newest > {newest} + 500 && !frame")
         self.assertEqual(self.browser.js(said), before)
         self.assertEqual(
             self.browser.js("document.querySelector('canvas').getAttribute('aria-label')"), "CPU"
