@@ -6460,6 +6460,23 @@ class OddData(InABrowser):
         self.assertEqual(self.browser.js(f"{reading}.dataset.level"), None)
         self.assertEqual(self.browser.text("[data-metric=a]"), "–")
 
+    def test_a_moment_is_looked_at_until_it_is_gone(self):
+        """Then the page says so, and is live again: it does not go on over an empty chart."""
+        self.opened()
+        self.say(-1, 1, "own", 1)
+        self.say(0, 1, "own", 2)
+        self.server.status(self.NOW)
+        self.browser.until("!frame && cards[0]?.drawn")
+        self.browser.js("look(state.newest), 0")
+        self.browser.until("document.querySelector('#live').checkVisibility()")
+        for second in (350, 700):
+            self.say(second, 1, "own", second)
+        self.server.status(self.NOW + 700_000)
+        self.browser.until("document.querySelector('#notice').innerText.includes('no longer held')")
+        self.assertTrue(self.browser.js("view.cursor === null && view.frozen === null"))
+        self.browser.js("document.querySelector('#live').click()")
+        self.browser.until("document.querySelector('#notice').innerText.trim() === ''")
+
     def test_a_greeting_is_no_news(self):
         """A server whose ticks have stopped greets at each try, and is not Live by that."""
         server = self.enterContext(
@@ -7377,6 +7394,9 @@ class TheConnection(InABrowser):
             self.browser.switch(handle)
             self.ticks(2)
             self.assertEqual(self.browser.js("holding"), holding)
+            self.assertIn(
+                "/{}/".format("ab"[seed]), self.browser.js("THEME")
+            )  # a choice of its own
             simulation, points = Simulation(seed, 0.25), self.points()
             self.assertGreater(len(points), 200)
             for tick, value in points:
