@@ -274,9 +274,10 @@ class Panel:
 
     A gauge (`arc` or `bar`) shows one metric within its range, from `min` to `max`. The
     `thresholds` say from which value on a metric is in trouble, and how bad that is:
-    `{"warning": 85, "error": 95}`. `decimals` are the digits after the point, or more after a prefix
-    (1,499 W are 1.50 kW); without it the page finds those that fit. Metrics in another unit than
-    the first have a card beside it. Raises TypeError or ValueError for what no page could show."""
+    `{"warning": 85, "error": 95}`. `decimals` are the digits after the point, or more after a
+    prefix (1,499 W are 1.50 kW); without it the page finds those that fit. Metrics in another unit
+    than the first have a card beside it. Raises TypeError or ValueError for what cannot be shown.
+    """
 
     title: str
     metrics: Mapping[str, str]
