@@ -7098,8 +7098,15 @@ class TheAlerts(InABrowser):
         )
         self.assertEqual(self.browser.js("document.querySelectorAll('#rows li').length"), 12)
         self.assertTrue(self.shown("#older"))
-        self.browser.js("document.querySelector('#older').click()")
+        self.browser.js(
+            "(older => { older.focus(), older.click(); })(document.querySelector('#older'))"
+        )
         self.browser.until("document.querySelectorAll('#rows li').length === 24")
+        self.assertEqual(self.browser.js("document.activeElement.id"), "older")
+        for _ in range(16):
+            self.browser.js("document.querySelector('#older').click()")
+        self.browser.until("document.querySelector('#older').hidden")
+        self.assertEqual(self.browser.js("document.activeElement.id"), "log")
 
     def test_the_same_again_is_counted(self):
         """Within a minute it is one row with its count; a minute later it is another."""
