@@ -7623,13 +7623,13 @@ class TheConnection(InABrowser):
             puppet.say("reset", now + 2000, reason="unknown")
             self.assertEqual(tell(1, 2, times=10, with_metric=with_metric), [0, 1, 2])
             puppet.say("reset", now + 2000, reason="expired")
-            self.assertEqual(tell(9, with_metric=with_metric), [0, 1, 2, 9])
+            self.assertEqual(tell(4, with_metric=with_metric), [0, 1, 2, 4])
             self.assertEqual(self.browser.js("said.at(-1)"), "Live")
             self.assertNotIn("Reconnecting", self.browser.js("said"))
             self.assertIn("are gone", self.browser.text("#notice"))
             knocks = "state.alerts.find(alert => alert.message === 'a knock').count"
             self.assertEqual(self.browser.js(knocks), 4)
-        self.assertEqual([value for _, value in self.points("load")], [0, 10, 20, None, 9])
+        self.assertEqual([value for _, value in self.points("load")], [0, 10, 20, None, 4])
         self.assertTrue(puppet.streams.empty())
 
     def test_nothing_but_its_status(self):
