@@ -5280,29 +5280,6 @@ class ThePage(InABrowser):
         self.browser.state("Live")
         self.check_against_simulation()
 
-    def test_a_stream_that_is_open_and_silent(self):
-        """It is Delayed after three seconds, and replaced after five: nobody is told that old
-        values are live."""
-        server = self.serve(ticks=0)
-        first = server.now = time.time_ns() // 1_000_000_000 * 1000 - 5000
-
-        def tick_up_to_now():
-            while server.now < time.time() * 1000 - 1000:
-                server.tick(Simulation().events_at(server.now + 1000))
-
-        tick_up_to_now()
-        self.go(server.url)
-        self.browser.state("Delayed", seconds=6)
-        self.assertIn("no data for", self.browser.text("#detail"))
-        self.browser.state("Reconnecting", seconds=6)
-        self.assertTrue(eventually(lambda: server.closed))
-        tick_up_to_now()
-        self.browser.state("Live")
-        self.assertEqual(
-            [time for time, _ in self.points()],
-            list(range(first + 1000, server.now + 1000, 1000)),
-        )
-
     def test_offline_and_back(self):
         """When the browser has no network the page says so; when it is back, it is live at once."""
         server = self.live()
@@ -7647,6 +7624,38 @@ class TheConnection(InABrowser):
         server = self.hurried(self.live(sources=[], interval=60), *fast)
         self.go(server.url)  # it greets, and has no more to say for now
 
+    def test_a_stream_that_is_open_and_silent(self):
+        """It is Delayed after three seconds, and replaced after five: nobody is told that old
+        values are live. Here both pass four times as fast."""
+        self.before(self.WORDS)
+        hurry = {
+            "MIN_LATE_MS": (3000, 750),
+            "MIN_SILENCE_MS": (5000, 1250),
+            "BEAT_MS": (1000, 100),
+            "GREETING_MS": (1000, 100),
+            "QUIET_MS": (1100, 100),
+        }
+        settings = [
+            (f"const {name} = {ours};", f"const {name} = {theirs};")
+            for name, (ours, theirs) in hurry.items()
+        ]
+        server = self.hurried(self.serve(ticks=0, interval=0.25), *settings)
+        first = server.now = time.time_ns() // 1_000_000_000 * 1000 - 5000
+
+        def tick_up_to_now():
+            while server.now < time.time() * 1000 - 1000:
+                server.tick(Simulation().events_at(server.now + 1000))
+
+        tick_up_to_now()
+        self.go(server.url, state=None)
+        self.browser.until("said.join().includes('Delayed,Reconnecting')")
+        self.assertTrue(eventually(lambda: server.closed))
+        tick_up_to_now()
+        self.browser.until(f"state.newest === {server.now}")
+        self.assertEqual(
+            [time for time, _ in self.points()], list(range(first + 1000, server.now + 1000, 1000))
+        )
+
     def test_no_event_ever_came(self):
         """After some tries the page says which address it asks, and what usually is the matter."""
         self.before(self.CHANCE)
@@ -7668,6 +7677,7 @@ class TheConnection(InABrowser):
         puppet = self.puppet(
             ("MIN_SILENCE_MS = 5000", "MIN_SILENCE_MS = 300"),
             ("interval: 1000", "interval: 100"),
+            ("const BEAT_MS = 1000", "const BEAT_MS = 100"),
             ("PROVEN_MS = 5000", "PROVEN_MS = 300"),
         )
         self.go(f"{puppet.url}dash", "Reconnecting")
