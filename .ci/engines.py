@@ -40,12 +40,6 @@ KEYS = {  # by the numbers that WebDriver gives them
 UNFIT = {"webkit": {"test_a_list_that_is_read_stands_still"}, "firefox": set()}
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def cannot(what):
     raise unittest.SkipTest(f"this driver cannot do it: {what}")
 
@@ -80,7 +74,7 @@ class Firefox(Driven):
     """By WebDriver BiDi, whose messages go over a WebSocket (RFC 6455)."""
 
     def __init__(self):
-        self.profile, port = tempfile.mkdtemp(), free_port()
+        self.profile, port = tempfile.mkdtemp(), suite.free_ports(1)[0]
         command = ["firefox-esr", "--headless", "--no-remote", "--profile", self.profile]
         self.process = subprocess.Popen(
             [*command, f"--remote-debugging-port={port}", "about:blank"],
@@ -240,7 +234,7 @@ class WebKit(Driven):
         os.close(writing)
         with os.fdopen(reading) as line:
             number = line.readline().strip()
-        port = free_port()
+        port = suite.free_ports(1)[0]
         own = {"DISPLAY": f":{number}", "HOME": self.profile, "LANG": "en_US.UTF-8"}
         self.driver = subprocess.Popen(
             ["WebKitWebDriver", f"--port={port}"], env=os.environ | own, **quiet
