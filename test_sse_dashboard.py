@@ -2904,6 +2904,7 @@ class Connections(Promises):
         self.setting(SEND_BUFFER_BYTES=4096, QUEUE_FRAMES=5)
         server = self.serve(1, history=5)
         slow = self.stream(server, receive_buffer=2048).opened()
+        slow.until_id(server.tick())  # who has read nothing yet can miss nothing
         for _ in range(300):
             server.tick()
         events = slow.until_id(server.now)
