@@ -6769,13 +6769,13 @@ class ThePast(InABrowser):
 
     def test_a_longer_window(self):
         """Up to what the server holds; what this page does not hold it fetches, each point once."""
-        server = self.live(history=3600.0, interval=1.0)
+        server = self.live(history=1800.0, interval=1.0)
         self.go(server.url)
         windows = "[...document.querySelectorAll('#windows button')].map(b => b.innerText).join()"
-        self.browser.until(f"{windows} === '1 min,5 min,15 min,1 h'")
+        self.browser.until(f"{windows} === '1 min,5 min,15 min,30 min'")
         self.assertLess(len(self.points()), 310)
         self.browser.js("document.querySelector('#windows').lastChild.click()")
-        self.browser.until("state.series.get('cpu_usage').times.length > 3500")
+        self.browser.until("state.series.get('cpu_usage').times.length > 1750")
         self.check_against_simulation(interval=1000)
         ids = self.browser.js("state.alerts.flatMap(({moments}) => moments.map(({id}) => id))")
         self.assertEqual(len(ids), len(set(ids)))
@@ -6787,18 +6787,18 @@ class ThePast(InABrowser):
         self.assertEqual(
             ids, self.browser.js("state.alerts.flatMap(({moments}) => moments.map(({id}) => id))")
         )
-        self.browser.until("cards[0].lines[0].points[0] < state.newest - 3500000")
-        self.assertEqual(self.browser.js("location.hash"), "#window=3600")
+        self.browser.until("cards[0].lines[0].points[0] < state.newest - 1750000")
+        self.assertEqual(self.browser.js("location.hash"), "#window=1800")
         self.assertTrue(
             eventually(lambda: server.broadcaster.snapshot()["connections"] == 1),
         )
-        at = self.browser.js("state.newest - 2400000")
+        at = self.browser.js("state.newest - 1200000")
         self.browser.tab()
-        self.go(f"{server.url}#window=3600&from={at - 60_000}&to={at + 60_000}&at={at}")
+        self.go(f"{server.url}#window=1800&from={at - 60_000}&to={at + 60_000}&at={at}")
         self.browser.until(f"cursorTime(shown) === {at} && holds(shown)")
         self.browser.js("document.querySelector('#live').click()")
         chosen = "document.querySelector('#windows [aria-pressed=true]').innerText"
-        self.browser.until(f"{chosen} === '1 h'")
+        self.browser.until(f"{chosen} === '30 min'")
         self.assertFalse(self.browser.js("holding"))
 
     def test_an_alert_is_on_its_chart(self):
