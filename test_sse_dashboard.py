@@ -45,6 +45,7 @@ import time
 import tracemalloc
 import types
 import unittest
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -3433,12 +3434,17 @@ class Connections(Promises):
         with self.assertRaisesRegex(RuntimeError, "ended"):
             server.publish(alert("info", "too late"))
 
+    def fork(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that threads run is the point
+            return os.fork()
+
     @unittest.skipUnless(hasattr(os, "fork"), "this system does not fork")
     def test_a_forked_process_that_lives_on_holds_no_port(self):
         """Leaving the block gives the port back at once, and nobody connects to the copy."""
         with HandDriven() as server:
             reader, writer = os.pipe()
-            child = os.fork()
+            child = self.fork()
             if not child:
                 os.close(writer)
                 os.read(reader, 1)
@@ -3458,7 +3464,7 @@ class Connections(Promises):
         with HandDriven() as server:
             server.tick()
             stream = self.stream(server).opened()
-            child = os.fork()
+            child = self.fork()
             if not child:
                 try:
                     server.__exit__(None, None, None)
