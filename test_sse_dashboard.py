@@ -6249,7 +6249,9 @@ class TheCards(InABrowser):
             f"getComputedStyle(document.body).colorScheme, {rules}]; }})"
         )
         dark = self.browser.js("paint.card")
+        self.browser.js("zoned = null")  # paper does not wait for the language
         self.browser.cdp("Page.printToPDF")
+        self.assertTrue(self.browser.js("zoned !== null"))
         self.browser.until("window.printed !== undefined && paint.card !== window.printed[0]")
         self.assertEqual(self.browser.js("window.printed[0]"), "rgb(255, 255, 255)")
         self.assertGreater(self.browser.js("window.printed[2]"), 100)
@@ -6357,13 +6359,37 @@ class OddData(InABrowser):
         self.assertTrue(self.browser.js("Number.isFinite(cards[0].scale.to - cards[0].scale.from)"))
 
     def test_a_link_to_a_time_that_has_not_come(self):
-        """A stretch in the future ends at the newest event; one that no server holds is none."""
+        """A stretch in the future ends at the newest event; one that no server holds is none, nor
+        is one that no calendar has."""
         server = self.live()
-        url, now = server.url, time.time_ns() // 1_000_000
-        for begin, end in ((now, now + 3_600_000), (now - 100_000, now * 1000)):
+        url, now, never = server.url, time.time_ns() // 1_000_000, 9_000_000_000_000_000
+        for begin, end in (
+            (now, now + 3_600_000),
+            (now - 100_000, now * 1000),
+            (never, never + 60_000),
+            (-never, 60_000 - never),
+        ):
             self.browser.call("POST", "/url", {"url": "about:blank"})
             self.go(f"{url}#from={begin}&to={end:.0f}")
-            self.browser.until("!frame && cards[0]?.drawn && shown.end <= state.newest")
+            self.browser.until("!frame && cards[0]?.drawn && shown.end <= newestMoment()")
+            self.browser.until("newestMoment() - shown.end < 3_600_000")
+        self.browser.js(f"location.hash = 'from={-never}&to={60_000 - never}'")
+        self.browser.until("!location.hash")
+
+    def test_what_comes_after_the_last_metric(self):
+        """An alert is shown at its own moment. A value that is older than what is held has no card,
+        however old the newest one is."""
+        server = self.opened()
+        self.say(0, 1, "loss", 1)
+        moment = self.NOW + 9000
+        server.say("alert", moment, 1, level="error", message="it stopped", metric="loss")
+        server.status(self.NOW + 10_000)
+        self.browser.until(f"state.status.time === {self.NOW + 10_000} && cards[0]?.drawn")
+        self.browser.js("document.querySelector('#rows li').moment.click()")
+        self.browser.until(f"cursorTime(shown) === {moment}")
+        self.say(11, 1, "ancient", 1, at=-295)
+        self.browser.until("state.lastEventId.endsWith('011000-1')")
+        self.assertFalse(self.browser.js("state.series.has('ancient')"))
 
     def test_a_scale_has_one_unit(self):
         """A panel with two has a card for each; a line that has not come is with the first. What a
@@ -6643,6 +6669,20 @@ class ThePast(InABrowser):
         self.mouse("Moved", 2, 2)
         self.browser.until(f"cursorTime(shown) === null && shown.end > {end} + 500")
 
+    def test_a_chart_that_goes_from_under_the_pointer(self):
+        """The others do not stand still for ever."""
+        lines = {"a": "left", "b": "right"}
+        server = self.live(sources=[], panels=[sse.Panel("Both", lines)])
+        server.publish(metric("a", 1, "MB"))
+        self.go(server.url)
+        self.browser.until("cards[0]?.drawn")
+        self.mouse("Moved", *self.place("Both"))
+        self.browser.until("view.frozen !== null")
+        server.publish(metric("b", 1, "V"))
+        self.browser.until("cards.length === 2")
+        self.mouse("Moved", 2, 2)
+        self.browser.until("view.hover === null && view.frozen === null")
+
     def test_the_crosshair_by_keys(self):
         """A chart that has the focus is read by arrows, page, home and end, and zoomed by + and
         -."""
@@ -6793,6 +6833,18 @@ class ThePast(InABrowser):
         self.assertEqual(
             ids, self.browser.js("state.alerts.flatMap(({moments}) => moments.map(({id}) => id))")
         )
+        merged = self.browser.js(
+            """(() => {
+              const rows = state.alerts.length, last = state.alerts.at(-1);
+              const {level, message, metric} = last;
+              const timestamp = new Date(last.moments.at(-1).time - 10_000).toISOString();
+              const data = JSON.stringify({level, message, metric, timestamp});
+              prepend([{type: 'alert', id: '1-1', data}]);
+              const {count, moments} = state.alerts.at(-1);
+              return [state.alerts.length - rows, count - last.count, moments.at(-1).id];
+            })()"""
+        )
+        self.assertEqual(merged, [0, 1, "1-1"])  # the same words within a minute
         self.browser.until("cards[0].lines[0].points[0] < state.newest - 1750000")
         self.assertEqual(self.browser.js("location.hash"), "#window=1800")
         self.assertTrue(
@@ -7588,12 +7640,17 @@ class TheConnection(InABrowser):
         self.go(server.url)
         server.publish(alert("warning", "a door is open"))
         self.browser.until("document.querySelector('#rows').innerText.includes('a door is open')")
+        self.browser.until("document.querySelector('#moment').innerText.startsWith('Times in')")
+        self.browser.js("zoomTo(state.status.time - 9000, state.status.time)")
+        self.browser.until("view.zoom && state.status.time - shown.end < 60_000")
+        self.browser.js("backToLive()")
         server.publish(metric("late", 1, at=time.time() * 1000 - 100_000))
         self.browser.until("state.series.has('late')")
         server.publish(metric("loss", 0.5))
         self.browser.until("state.series.has('loss')")
         self.browser.until("serverTime(steady()) - state.newest > 1300")
         self.assertEqual(self.browser.js("said"), ["Connecting", "Live"])
+        self.assertEqual(sum(server.status()["ended"].values()), 0)  # nothing older is asked for
         server = self.hurried(self.live(sources=[], interval=60), *fast)
         self.go(server.url)  # it greets, and has no more to say for now
 
@@ -7658,6 +7715,7 @@ class TheConnection(InABrowser):
         self.addCleanup(self.browser.cdp, "Network.setBlockedURLs", urls=[])
         self.browser.cdp("Network.setBlockedURLs", urls=["*events*"])
         self.go(server.url, "Reconnecting")
+        self.browser.until("zoned !== null")
         self.assertFalse(self.shown("#hint"))
         self.browser.until("document.querySelector('#hint').checkVisibility()")
         self.assertIn(f"{server.url}api/events/all", self.browser.text("#hint"))
@@ -7719,7 +7777,8 @@ class TheConnection(InABrowser):
               document.querySelector('#detail').remove();
               document.querySelector('#uptime').remove();
               cards[0].limits = null;
-              window.drawWaiting = window.drawToolbar = () => { throw new Error('it failed'); };
+              const fails = () => { throw new Error('it failed'); };
+              window.drawWaiting = window.drawToolbar = window.reach = fails;
               window.said = [];
               console.error = words => said.push(words);
             })()"""
@@ -7732,8 +7791,15 @@ class TheConnection(InABrowser):
         self.stream(server)
         self.browser.until("document.querySelector('#connections').innerText === '2'")
         self.ticks(3)
+        self.browser.js("window.before = beatAt")
+        self.browser.until("beatAt > window.before")  # every wait goes on
         failures = self.browser.js("said")
-        for part in ("drawCards: Error", ": Error", "drawLines: TypeError", "drawWords: TypeError"):
+        for part in (
+            "drawCards: Error",
+            "fails: Error",
+            "drawLines: TypeError",
+            "drawWords: TypeError",
+        ):
             self.assertEqual(sum(line.startswith(part) for line in failures), 1, failures)
         self.assertEqual(len(failures), 4, failures)
 
@@ -7769,8 +7835,12 @@ class TheConnection(InABrowser):
         self.go(self.live().url)
         self.browser.until("zoned !== null")
         zones = self.browser.js("[1, 7].map(month => zoneAt(Date.parse(`2026-0${month}-15`)))")
-        self.assertEqual(zones, ["Times in GMT+11", "Times in GMT+10:30"])
-        self.assertIn(self.browser.text("#moment"), zones)
+        self.assertEqual(zones, ["GMT+11", "GMT+10:30"])
+        self.browser.until("document.querySelector('#moment').innerText.startsWith('Times in GMT')")
+        self.browser.js("zoomBy(.5)")
+        self.browser.until("/ to .* GMT/.test(document.querySelector('#moment').innerText)")
+        self.browser.js("look(axisNow().from)")
+        self.browser.until("/ GMT.*behind/.test(document.querySelector('#moment').innerText)")
 
 
 if __name__ == "__main__":
