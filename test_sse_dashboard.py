@@ -6691,7 +6691,7 @@ class ThePast(InABrowser):
         chart = "document.querySelector('#cards canvas')"
         for _ in range(3):
             self.browser.key("ArrowLeft", 37)
-        self.browser.until("/s behind/.test(document.querySelector('#moment').innerText)")
+        self.browser.until("/s ago/.test(document.querySelector('#moment').innerText)")
         time = self.browser.js("view.cursor")
         value = Simulation(0, 0.25).events_at(time)[0].fields["value"]
         self.browser.until(
@@ -6723,7 +6723,7 @@ class ThePast(InABrowser):
         self.browser.key("-", 189)
         self.browser.until("shown.end - shown.from === 300000")
         self.browser.key("Escape", 27)
-        self.browser.until("!/s behind/.test(document.querySelector('#moment').innerText)")
+        self.browser.until("!/s ago/.test(document.querySelector('#moment').innerText)")
         self.browser.until("shown.end === axisEnd('live') && location.hash === ''")
         self.browser.until(f"/^CPU /.test({chart}.getAttribute('aria-valuetext'))")
 
@@ -7840,7 +7840,7 @@ class TheConnection(InABrowser):
         self.browser.js("zoomBy(.5)")
         self.browser.until("/ to .* GMT/.test(document.querySelector('#moment').innerText)")
         self.browser.js("look(axisNow().from)")
-        self.browser.until("/ GMT.*behind/.test(document.querySelector('#moment').innerText)")
+        self.browser.until("/ GMT.* ago/.test(document.querySelector('#moment').innerText)")
 
 
 if __name__ == "__main__":
