@@ -7816,7 +7816,7 @@ class TheConnection(InABrowser):
         self.go(f"{self.live().url}#from={now - 40_000}&to={now - 20_000}")
         self.browser.until("window.first")
         self.assertRegex(self.browser.js("first"), r"\A[0-9]+\.[0-9]\Z")
-        for selector in ("[data-metric=cpu_usage] b", "#windows button", "#log time"):
+        for selector in ("[data-metric=cpu_usage] b", "#windows button", "#log time", "#uptime"):
             self.browser.until(f"/^[٠-٩]/.test(document.querySelector('{selector}').innerText)")
         self.browser.until("cards.every(card => card.written.every(w => !/[0-9]/.test(w.string)))")
         words = self.browser.js("inWords(1234.5, {unit: 'rpm', digits: 1})")
