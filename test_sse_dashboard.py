@@ -6385,6 +6385,75 @@ class OddData(InABrowser):
         self.browser.until("state.lastEventId.endsWith('011000-1')")
         self.assertFalse(self.browser.js("state.series.has('ancient')"))
 
+    def test_a_stretch_between_two_points(self):
+        """It is looked at: a line crosses it, though no point is in it. Only before the first point
+        is nothing held."""
+        self.opened()
+        for second in (-100, -50, 0):
+            self.say(second, 1, "rare", second)
+        self.server.status(self.NOW)
+        self.browser.until("!link.opening && cards[0]?.drawn")
+        self.browser.js("zoomTo(state.newest - 40_000, state.newest - 10_000)")
+        self.browser.until("!frame && shown.end === state.newest - 10_000")
+        self.browser.js("reach()")
+        self.assertEqual(self.browser.js("[!!view.zoom, view.gone]"), [True, ""])
+        self.assertGreaterEqual(self.browser.js("cards[0].lines[0].points.length"), 4)
+        self.browser.js("look(state.newest - 60_000)")
+        self.browser.js("zoomTo(state.newest - 40_000, state.newest - 10_000)")
+        self.assertEqual(self.browser.js("view.cursor"), None)  # out of view, it is no centre
+        self.browser.js("zoomTo(state.newest - 140_000, state.newest - 110_000)")
+        self.browser.until("view.zoom === null && view.gone.endsWith('is no longer held.')")
+
+    def test_a_scale_fits_again_and_grows_under_the_pointer(self):
+        """After a spike was looked at; and when older values come while the charts stand still."""
+        server = self.opened()
+        self.say(-250, 1, "power", 900, "W")
+        for second in range(-60, 1):
+            self.say(second, 1, "power", 1.5, "W")
+        server.status(self.NOW)
+        self.browser.until("!link.opening && cards[0]?.drawn")
+        self.browser.js("view.window = 60_000, invalidate()")
+        self.browser.until("!frame && cards[0].scale.to < 10")
+        self.browser.js("look(state.newest - 250_000)")
+        self.browser.until("!frame && cards[0].scale.to >= 900")
+        self.browser.js("backToLive()")
+        self.browser.until("!frame && cards[0].scale.to < 10")
+        self.browser.js("hoverAt(state.newest - 5000)")
+        self.browser.until("!frame && view.frozen")
+        self.browser.js("state.series.get('power').values.fill(500, 5, 20), invalidate()")
+        self.browser.until("!frame && cards[0].scale.to >= 500")
+
+    def test_what_is_gone_is_judged_by_ids(self):
+        """A program's own, older times are no sign that the server says a time anew. What is gone
+        is said for five minutes from when it is known, however long it was."""
+        server = self.opened()
+        for second in range(-20, 1):
+            self.say(second, 1, "own", second)
+        server.status(self.NOW)
+        self.browser.until("!link.opening && state.series.get('own').times.length === 21")
+        server.say("reset", self.NOW, reason="expired")
+        server.status(self.NOW + 200_000)
+        fields = {"level": "info", "message": "late", "at": self.NOW - 10_000}
+        server.say("alert", self.NOW + 1000, 1, **fields)
+        self.browser.until("state.marks.some(({label}) => label === 'events lost')")
+        self.assertEqual(len(self.points("own")), 21)
+        self.browser.until("document.querySelector('#notice').innerText.includes('are gone')")
+        self.say(350, 1, "own", 1)
+        server.status(self.NOW + 350_000)
+        self.browser.until(f"state.status.time === {self.NOW + 350_000} && !frame")
+        self.assertIn("are gone", self.browser.text("#notice"))
+        server.status(self.NOW + 501_000)
+        self.browser.until("document.querySelector('#notice').innerText.trim() === ''")
+
+    def test_a_table_has_the_highest_of_what_is_shown(self):
+        """A higher one just before it takes no other's place."""
+        self.opened()
+        times = [self.NOW + n * 1000 for n in range(10)]
+        series = f"{{times: {times}, values: [1, 2, 3, 4, 90, 80, 12, 11, 10, 12]}}"
+        begin = times[4] + 500
+        axis = f"{{from: {begin}, end: {begin} + 30 * 3_600_000}}"  # all are in one of its parts
+        self.assertIn(times[5], self.browser.js(f"tableTimes([{series}], {axis})"))
+
     def test_a_scale_has_one_unit(self):
         """A panel with two has a card for each; a line that has not come is with the first. What a
         metric said in another unit is not drawn on the new one's scale."""
@@ -6852,6 +6921,39 @@ class ThePast(InABrowser):
         chosen = "document.querySelector('#windows [aria-pressed=true]').innerText"
         self.browser.until(f"{chosen} === '30 min'")
         self.assertFalse(self.browser.js("holding"))
+        self.browser.js(  # what was asked for goes before other things than this tab has now
+            "past = {close() { window.ended = true; }};"
+            "adopt({state, link: shifted(link, -steady())})"
+        )
+        self.assertTrue(self.browser.js("window.ended && past === null"))
+
+    def test_an_older_stretch_over_a_slow_line(self):
+        """It may take longer than a silence; but where it fails, tries are ever further apart."""
+        server = self.hurried(
+            self.live(history=60.0),
+            ("const HISTORY_MS = 300_000;", "const HISTORY_MS = 10_000;"),
+            ("MIN_SILENCE_MS = 5000", "MIN_SILENCE_MS = 500"),
+            ("BEAT_MS = 1000", "BEAT_MS = 50"),
+        )
+        relay = Relay({"/": server.server_address[:2]}, 150_000)
+        self.addCleanup(relay.close)
+        self.go(f"{relay.url}/")
+        self.browser.js("document.querySelector('#windows').lastChild.click()")
+        self.browser.until("past !== null")
+        self.browser.until("state.since < state.newest - 55_000 && !past")
+        status = server.status()
+        self.assertEqual(status["connections"] + sum(status["ended"].values()), 2)
+        self.browser.js(
+            "window.tries = [];"
+            "(real => { EventSource = class extends real { constructor(url) {"
+            " tries.push(steady()); super(url + '&history=bad'); } }; })(EventSource);"
+            "state.since = state.newest - 5000, 0"
+        )
+        self.browser.until("tries.length === 3")
+        first, second, third = self.browser.js("tries")
+        self.assertGreater(second - first, 900)
+        self.assertGreater(third - second, 1900)
+        self.browser.state("Live")
 
     def test_an_alert_is_on_its_chart(self):
         """Its mark has the level's colour; choosing it, in the list or there, shows its moment
