@@ -6445,6 +6445,76 @@ class OddData(InABrowser):
         server.status(self.NOW + 501_000)
         self.browser.until("document.querySelector('#notice').innerText.trim() === ''")
 
+    def test_a_mark_and_a_key_lead_to_what_is_in_view(self):
+        """Of an alert that was said twice, to the moment of that mark; by Home and End to the first
+        and the last point, also where a gap begins there. A chart that is live says so."""
+        server = self.opened()
+        for second in range(-60, 1):
+            self.say(second, 1, "own", second)
+            if second in (-40, -20):
+                fields = {"level": "error", "message": "again", "metric": "own"}
+                server.say("alert", self.NOW + second * 1000, 2, **fields)
+        server.status(self.NOW)
+        self.browser.until("!link.opening && cards[0]?.drawn && state.alerts[0].count === 2")
+        self.browser.js("cards[0].canvas.focus()")
+        self.browser.js("zoomTo(state.newest - 50_000, state.newest - 30_000)")
+        self.browser.until("!frame && cards[0].alerts.length === 1")
+        self.browser.js(
+            "(card => { const plot = plotter(card, shown, plotBox(card));"
+            "const {px, py} = markAt(card, plot, card.alerts[0].time);"
+            "const event = {offsetX: px, offsetY: py, button: 0, pointerType: 'touch'};"
+            "pointerDown(card, event); pointerUp(card, event); })(cards[0])"
+        )
+        self.assertEqual(self.browser.js("view.cursor"), self.NOW - 40_000)
+        self.browser.until("!frame && cards[0].canvas.ariaValueNow < 0")
+        self.browser.js("backToLive()")
+        self.assertEqual(self.browser.js("cards[0].canvas.ariaValueNow"), "0")
+        self.browser.js("cards[0].series[0].values[20] = NaN")
+        for key, *places in (("Home", 20, 40, 21), ("End", 0, 20, 19)):
+            begin, end, wanted = (self.NOW - 60_000 + place * 1000 for place in places)
+            self.browser.js(f"view.cursor = null, zoomTo({begin}, {end})")
+            self.browser.until(f"!frame && shown.end === {end}")
+            self.browser.js(f"keyDown(cards[0], {{key: '{key}', preventDefault() {{}}}})")
+            self.assertEqual(self.browser.js("[view.cursor, view.zoom.end]"), [wanted, end])
+
+    def test_no_control_takes_the_focus_with_it(self):
+        """What goes, or can do no more, hands the focus on."""
+        server = self.opened({"title": "Hot", "metrics": {"own": ""}, "thresholds": {"error": 5}})
+        for second in range(-30, 1):
+            self.say(second, 1, "own", 10)
+
+        def say_alerts(numbers):
+            for number in numbers:
+                fields = {"level": "info", "message": f"number {number}"}
+                server.say("alert", self.NOW, number, **fields)
+
+        say_alerts(range(2, 22))
+        server.status(self.NOW)
+        self.browser.until("!link.opening && cards[0]?.drawn && !$('trouble').hidden")
+        self.browser.until("!$('older').hidden")
+        focus = "document.activeElement.id || document.activeElement.className"
+
+        def use(button, wanted):
+            self.browser.js(f"$('{button}').focus(), $('{button}').click()")
+            self.browser.until(f"!frame && ({focus}) === '{wanted}'")
+
+        self.browser.js("cards[0].toggle.click()")
+        use("trouble", "table")
+        self.browser.js("zoomBy(.5)")
+        self.browser.until("!frame && !$('wider').disabled")
+        use("wider", "closer")
+        self.browser.js("look(state.newest - 10_000)")
+        self.browser.until("!frame && !$('live').hidden")
+        use("live", "closer")
+        self.browser.key("Tab", 9)
+        self.browser.js("$('older').focus()")
+        say_alerts(range(22, 30))
+        self.browser.until("!frame && !$('fresh').hidden")
+        use("older", "log")
+        self.browser.js("fail()")
+        self.browser.until("!frame && !$('retry').hidden")
+        use("retry", "state")
+
     def test_a_table_has_the_highest_of_what_is_shown(self):
         """A higher one just before it takes no other's place."""
         self.opened()
