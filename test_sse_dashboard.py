@@ -6992,7 +6992,7 @@ class ThePast(InABrowser):
         self.browser.until(f"{chosen} === '30 min'")
         self.assertFalse(self.browser.js("holding"))
         self.browser.js(  # what was asked for goes before other things than this tab has now
-            "past = {close() { window.ended = true; }};"
+            "past = {close() { window.ended = true; }},"
             "adopt({state, link: shifted(link, -steady())})"
         )
         self.assertTrue(self.browser.js("window.ended && past === null"))
@@ -7015,10 +7015,10 @@ class ThePast(InABrowser):
         status = server.status()
         self.assertEqual(status["connections"] + sum(status["ended"].values()), 2)
         self.browser.js(
-            "window.tries = [];"
+            "window.tries = [],"
             "(real => { EventSource = class extends real { constructor(url) {"
-            " tries.push(steady()); super(url + '&history=bad'); } }; })(EventSource);"
-            "state.since = state.newest - 5000, 0"
+            " tries.push(steady()); super(url + '&history=bad'); } }; })(EventSource),"
+            "state.since = state.newest - 5000"
         )
         self.browser.until("tries.length === 3")
         first, second, third = self.browser.js("tries")
