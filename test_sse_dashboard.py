@@ -5079,6 +5079,12 @@ class InABrowser(Promises):
         if state:
             self.browser.state(state)
 
+    def before(self, *scripts):
+        """Scripts that run before those of every page that is loaded from now on."""
+        for source in scripts:
+            added = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=source)
+            self.addCleanup(self.browser.cdp, "Page.removeScriptToEvaluateOnNewDocument", **added)
+
     def hurried(self, server, *settings):
         """The server, with a page that has other settings than ours, to shorten a wait."""
         with tempfile.TemporaryDirectory() as folder:
@@ -5365,11 +5371,10 @@ class ThePage(InABrowser):
         """Where Web Locks are missing, every tab is live all the same. Hidden for ten seconds it
         lets go of its stream, and takes it up where it was when it is shown."""
         server = self.live()
-        script = self.browser.cdp(
-            "Page.addScriptToEvaluateOnNewDocument",
-            source="delete Navigator.prototype.locks;"
+        self.before(
+            "delete Navigator.prototype.locks;"
             "setTimeout = (real => (task, ms) =>"
-            "real(task, ms === 10_000 ? (window.patient = true, 300) : ms))(setTimeout);",
+            "real(task, ms === 10_000 ? (window.patient = true, 300) : ms))(setTimeout);"
         )
         self.go(server.url)
         self.assertFalse(self.browser.js("'locks' in navigator"))
@@ -5398,9 +5403,6 @@ class ThePage(InABrowser):
         self.browser.until(f"state.newest > {newest} + 500")  # and it keeps its stream
         self.browser.state("Live")
         self.check_against_simulation()
-        self.browser.cdp(
-            "Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"]
-        )
 
     def test_a_browser_that_forbids_storage(self):
         """It forbids channels and locks with it, and raises; the page is live all the same."""
@@ -5740,14 +5742,6 @@ class TheCards(InABrowser):
         within = "thin({times: [0, 1, 2, 3], values: [99, 1, 2, -99]}, .5, 2.5, 1, true)"
         self.assertEqual(self.browser.js(f"(({{low, high}}) => [low, high])({within})"), [1, 2])
 
-    def hooked(self):
-        added = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=HOOK)
-        self.addCleanup(
-            self.browser.cdp,
-            "Page.removeScriptToEvaluateOnNewDocument",
-            identifier=added["identifier"],
-        )
-
     def nothing_overlaps(self, least):
         """Once all charts are drawn in their size: no text lies over another or leaves its box."""
         self.browser.until(
@@ -5764,7 +5758,7 @@ class TheCards(InABrowser):
 
     def test_40_metrics_at_every_width(self):
         """Whatever names, units and sizes, live or not: no text over another or out of its box."""
-        self.hooked()
+        self.before(HOOK)
         lines = {f"worker_{number}_rate": f"worker {number}" for number in range(30, 40)}
         lines["worker_39_rate"] = "the worker " + "of a long name " * 5
         panel = sse.Panel("Ten lines", lines, thresholds={"warning": 1, "error": 1.1})
@@ -5855,7 +5849,7 @@ class TheCards(InABrowser):
 
     def test_large_text_and_text_from_right_to_left(self):
         """Text of twice the size at 390 px, and from right to left: nothing is cut or overlaps."""
-        self.hooked()
+        self.before(HOOK)
         self.go(self.live().url)
         self.size(390, 844)
         self.browser.js("document.documentElement.style.fontSize = '32px'")
@@ -7474,12 +7468,6 @@ class TheConnection(InABrowser):
           static now() { return RealDate.now() + window.ahead; }
         };
     """
-
-    def before(self, *scripts):
-        """Scripts that run before those of every page that is loaded from now on."""
-        for source in scripts:
-            added = self.browser.cdp("Page.addScriptToEvaluateOnNewDocument", source=source)
-            self.addCleanup(self.browser.cdp, "Page.removeScriptToEvaluateOnNewDocument", **added)
 
     def relay(self, servers, rate=0):
         addresses = {prefix: server.server_address[:2] for prefix, server in servers.items()}
