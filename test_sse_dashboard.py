@@ -6500,7 +6500,8 @@ class OddData(InABrowser):
         self.browser.js("look(state.newest - 10_000)")
         self.browser.until("!frame && !$('live').hidden")
         use("live", "closer")
-        self.browser.js("standStill('scrolled', true)")  # the list has 20, and 8 are yet to come
+        self.browser.js("standStill('pointer', true)")
+        self.browser.until("view.still?.length === 20")  # and 8 are yet to come
         say_alerts(range(22, 30))
         self.browser.until("!frame && !$('fresh').hidden")
         use("older", "log")
