@@ -6946,6 +6946,7 @@ class ThePast(InABrowser):
         self.go(server.url)
         windows = "[...document.querySelectorAll('#windows button')].map(b => b.innerText).join()"
         self.browser.until(f"{windows} === '1 min,5 min,15 min,30 min'")
+        self.assertEqual(self.browser.js("WINDOWS.map(roughly).at(-1)"), "1 h")
         self.assertLess(len(self.points()), 310)
         self.browser.js("document.querySelector('#windows').lastChild.click()")
         self.browser.until("state.series.get('cpu_usage').times.length > 1750")
