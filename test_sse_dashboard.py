@@ -7085,6 +7085,7 @@ class ThePast(InABrowser):
         """Beside the number, and in the table, which lists real points and the peak; nothing
         behind it has the focus."""
         self.go(self.live(history=120.0).url)
+        self.browser.until("zoned !== null")  # the first moments are written without fractions
         self.browser.js("document.querySelector('.toggle').click()")
         self.browser.until("document.querySelectorAll('.table tbody tr').length > 20")
         self.assertEqual(self.browser.js("document.querySelector('.toggle').ariaExpanded"), "true")
