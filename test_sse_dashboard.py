@@ -6045,7 +6045,7 @@ class TheCards(InABrowser):
             " && document.querySelector('#trouble').checkVisibility()"
         )
         self.assertIn("2 critical, 2 warnings", self.browser.js("document.title"))
-        self.assertIn("d0342c", self.browser.js("document.querySelector('#icon').href"))
+        self.browser.until("document.querySelector('#icon').href.includes('d0342c')")
         found = self.browser.js(
             "(look => Object.fromEntries(cards.map(({title, element}) => [title, ["
             "element.dataset.level ?? '',"
@@ -7976,7 +7976,9 @@ class TheConnection(InABrowser):
         self.addCleanup(self.browser.cdp, "Emulation.setLocaleOverride")
         self.browser.cdp("Emulation.setLocaleOverride", locale="ar-EG")
         now = time.time_ns() // 1_000_000
-        self.go(f"{self.live().url}#from={now - 40_000}&to={now - 20_000}")
+        said = Drawn(lambda tick: [alert("info", "Here")])
+        server = self.live(sources=[Simulation(interval=0.25), said])
+        self.go(f"{server.url}#from={now - 40_000}&to={now - 20_000}")
         self.browser.until("window.first")
         self.assertRegex(self.browser.js("first"), r"\A[0-9]+\.[0-9]\Z")
         for selector in ("[data-metric=cpu_usage] b", "#windows button", "#log time", "#uptime"):
