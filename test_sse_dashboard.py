@@ -5428,16 +5428,18 @@ class ThePage(InABrowser):
             "attributes: true}),"
             "document.addEventListener('visibilitychange', () => { window.asked = frame; }), 0"
         )
+        self.browser.until("zoned !== null")
         self.browser.call("POST", "/window/minimize")
         self.browser.until("document.hidden")
         server.publish(alert("error", "the tab says so"))
         newest = self.browser.js(
             "(cancelAnimationFrame(frame), frame = 0, window.changes = 0, window.mine = source,"
-            "state.newest)"
+            "zoned = null, $('icon').href = 'data:,', state.newest)"  # as if it never was seen
         )
         self.browser.until(f"state.newest > {newest} + 1500")
         self.assertEqual(self.browser.js("[window.changes, frame]"), [0, 0])
         self.assertNotEqual(self.browser.js("document.title"), "SSE dashboard")
+        self.assertIn("svg", self.browser.js("document.querySelector('#icon').href"))
         self.browser.call("POST", "/window/rect", {"width": 1440, "height": 900})
         self.browser.until("!document.hidden && window.changes > 0")
         self.assertGreater(self.browser.js("asked"), 0)  # at once, and not at the next event
@@ -7488,6 +7490,24 @@ class TheConnection(InABrowser):
             eventually(lambda: server.status()["connections"] == count, seconds), server.status()
         )
 
+    def test_what_comes_wakes_the_page_and_no_timer(self):
+        """While ticks come, the page has no timer of its own between them; when they stop, it
+        has one."""
+        self.before(
+            "window.beats = 0;"
+            "setTimeout = (real => (task, ms) => real("
+            "() => { window.beats += task.name === 'beat'; task(); }, ms))(setTimeout);"
+        )
+        server = self.live()
+        self.go(server.url)
+        self.browser.js("window.beats = 0, window.before = beatAt")
+        self.ticks(12)
+        self.assertEqual(self.browser.js("beats"), 0)
+        self.assertGreater(self.browser.js("beatAt - before"), 2000)
+        server.__exit__(None, None, None)
+        self.browser.state("Reconnecting")
+        self.browser.until("beats > 1")
+
     def test_a_wall_clock_that_is_set(self):
         """An hour forward or back, live or waiting: no word, no age and no wait changes for it."""
         self.before(self.WORDS, self.CLOCK, self.CHANCE)
@@ -7961,12 +7981,13 @@ class TheConnection(InABrowser):
         self.assertEqual(len(failures), 4, failures)
 
     def test_the_first_values_do_not_wait_for_the_language(self):
-        """The browser loads it when it is first asked for, and a person sees numbers before; then
-        all that is shown is written in it."""
+        """Nor for the tab's icon. The browser loads the language when it is first asked for, and a
+        person sees numbers before; then all that is shown is written in it."""
         self.before(
             """
             for (const kind of ['NumberFormat', 'DateTimeFormat']) {
               Intl[kind] = new Proxy(Intl[kind], {construct(target, given) {
+                window.iconThen ??= document.querySelector('#icon').getAttribute('href');
                 window.first ??= document.querySelector('[data-metric=cpu_usage] b')?.innerText;
                 return new target(...given);
               }});
@@ -7981,6 +8002,8 @@ class TheConnection(InABrowser):
         self.go(f"{server.url}#from={now - 40_000}&to={now - 20_000}")
         self.browser.until("window.first")
         self.assertRegex(self.browser.js("first"), r"\A[0-9]+\.[0-9]\Z")
+        self.assertEqual(self.browser.js("iconThen"), "data:,")
+        self.browser.until("document.querySelector('#icon').href.includes('svg')")
         for selector in ("[data-metric=cpu_usage] b", "#windows button", "#log time", "#uptime"):
             self.browser.until(f"/^[٠-٩]/.test(document.querySelector('{selector}').innerText)")
         self.browser.until("cards.every(card => card.written.every(w => !/[0-9]/.test(w.string)))")
