@@ -6994,6 +6994,55 @@ class ThePast(InABrowser):
         )
         self.assertTrue(self.browser.js("window.ended && past === null"))
 
+    def test_older_stretches_leave_the_stream_its_connection(self):
+        """One tab at a time opens a second stream, and a fault ends it: a retry goes before."""
+        server = self.live(history=600.0)
+        self.go(server.url)
+        self.browser.js(  # as another tab would
+            "navigator.locks.request(`${NAME} older`,"
+            "() => new Promise(given => { window.give = given; })), 0"
+        )
+        self.browser.until("!!window.give")
+        self.browser.js("document.querySelector('#windows').lastChild.click()")
+        for _ in range(2):
+            self.browser.js("window.before = beatAt")
+            self.browser.until("beatAt > before")
+        self.assertTrue(self.browser.js("past === null && state.since > state.newest - 400_000"))
+        self.assertEqual(server.status()["connections"], 1)
+        self.browser.js("give()")
+        self.browser.until("state.since < state.newest - 550_000 && !past")
+        self.browser.js(
+            "navigator.locks.query().then(({held}) => { window.held = held.map(l => l.name); }), 0"
+        )
+        self.browser.until("window.held && !held.some(name => name.endsWith('older'))")
+        asked = "past = {close() { window.ended = true; }}"
+        self.browser.js(f"{asked}, fail(), 0")
+        self.assertTrue(self.browser.js("window.ended && past === null"))
+        self.browser.state("Live")
+        self.browser.tab()
+        self.go(server.url)
+        self.browser.until("!holding && !past")
+        words = "{kind: 'connection', after: state.lastEventId, link: shifted(link, -steady())}"
+        self.browser.js(f"{asked}, hear({words})")
+        self.assertTrue(self.browser.js("window.ended && past === null"))
+
+    def test_what_is_published_between_ticks(self):
+        """It is seen at once, however long the interval, and an alert leads to its own moment."""
+        server = self.live(sources=[], interval=60.0)
+        self.go(server.url)
+        server.publish(metric("volts", 3, "V"))
+        self.browser.until("cards[0]?.lines[0]?.points.length === 2 && !frame")
+        server.publish(metric("volts", 6, "V"))
+        self.browser.until(
+            "document.querySelector('.range').innerText.startsWith('max 6') && !frame"
+        )
+        server.publish(alert("error", "It is six", "volts"))
+        self.browser.until("document.querySelector('#log time') && !frame")
+        self.browser.js("document.querySelector('#log time').click()")
+        self.browser.until("cursorTime(shown) === state.alerts[0].time && !frame")
+        self.assertEqual(self.browser.js("cards[0].alerts.length"), 1)
+        self.assertTrue(self.browser.js("view.zoom === null"))  # it is where the axis ends
+
     def test_an_older_stretch_over_a_slow_line(self):
         """It may take longer than a silence; but where it fails, tries are ever further apart."""
         server = self.hurried(
@@ -7501,12 +7550,28 @@ class TheConnection(InABrowser):
         server = self.live()
         self.go(server.url)
         self.browser.js("window.beats = 0, window.before = beatAt")
-        self.ticks(12)
+        self.ticks(7)
         self.assertEqual(self.browser.js("beats"), 0)
-        self.assertGreater(self.browser.js("beatAt - before"), 2000)
+        self.assertGreater(self.browser.js("beatAt - before"), 1000)
         server.__exit__(None, None, None)
         self.browser.state("Reconnecting")
         self.browser.until("beats > 1")
+
+    def test_counters_move_every_second(self):
+        """A second after the last event, or after the last beat where there was none since; where
+        ticks come each second, a little later, so that they come first."""
+        self.go(self.live().url)
+        waits = self.browser.js(
+            "(real => [[2000, 300], [2000, 1200], [1000, 300], [1000, 1200]].map("
+            "([interval, ago]) => {"
+            "  let wait;"
+            "  Object.assign(state, {interval}), link.heardAt = steady() - ago;"
+            "  setTimeout = (task, ms) => { wait = ms; return real(task, ms); };"
+            "  beat();"
+            "  setTimeout = real;"
+            "  return Math.round(wait / 100); }))(setTimeout)"
+        )
+        self.assertEqual(waits, [7, 10, 8, 10])
 
     def test_a_wall_clock_that_is_set(self):
         """An hour forward or back, live or waiting: no word, no age and no wait changes for it."""
