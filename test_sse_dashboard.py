@@ -5890,6 +5890,8 @@ class TheCards(InABrowser):
             (0.0123, {"unit": "s", "digits": 4}, "12.3 ms"),
             (3.2e-5, {"unit": "s", "digits": 6}, "32 µs"),
             (3.2e-5, {"digits": 6}, "3.2E-5"),
+            (5.55e-17, {"unit": "V"}, "5.55E-17 V"),  # what is left of a sum that should be zero
+            (1e-300, {"unit": "m"}, "1E-300 m"),
             (0.0001, {"digits": 4}, "0.0001"),
             (1234.5, {"unit": "rpm", "digits": 1}, "1,234.5 rpm"),
             (50.0123, {"unit": "Hz", "digits": 4, "step": 0.01}, "50.012 Hz"),
@@ -5908,6 +5910,8 @@ class TheCards(InABrowser):
                 self.assertEqual(
                     self.browser.js(f"inWords({value!r}, {json.dumps(form)})"), expected
                 )
+        for value, expected in ((1e30, "1E30"), (2.5e-6, "2.5E-6"), (1234.5, "1,234.5")):
+            self.assertEqual(self.browser.js(f"plainNumber({value!r})"), expected)
         for value, digits in ((5, 0), (45.2, 1), (3.2e-5, 6), (1e21, 0), (-0.25, 2)):
             self.assertEqual(self.browser.js(f"digitsOf({value!r})"), digits)
         self.addCleanup(self.browser.cdp, "Emulation.setLocaleOverride")
@@ -6241,7 +6245,8 @@ class TheCards(InABrowser):
         self.assertGreater(self.browser.js(rules), 100)  # all of it is drawn
         self.browser.js(
             "addEventListener('beforeprint', () => { window.printed = [paint.card,"
-            f"getComputedStyle(document.body).colorScheme, {rules}]; }})"
+            f"getComputedStyle(document.body).colorScheme, {rules},"
+            "cards.map(({canvas}) => canvas.width)]; })"
         )
         dark = self.browser.js("paint.card")
         self.browser.js("zoned = null")  # paper does not wait for the language
@@ -6250,7 +6255,9 @@ class TheCards(InABrowser):
         self.browser.until("window.printed !== undefined && paint.card !== window.printed[0]")
         self.assertEqual(self.browser.js("window.printed[0]"), "rgb(255, 255, 255)")
         self.assertGreater(self.browser.js("window.printed[2]"), 100)
+        self.assertEqual(set(self.browser.js("window.printed[3]")), {660})  # of whatever window
         self.browser.until(f"paint.card === {json.dumps(dark)}")
+        self.browser.until(f"Math.abs(cards[0].canvas.width - 2 * {width}) <= 1")
         self.browser.until("document.querySelectorAll('#rows li').length === 12")
         whole = (
             "[...document.querySelectorAll('#log, #rows p')]"
@@ -6911,6 +6918,11 @@ class ThePast(InABrowser):
         )
         self.browser.until("/no longer held/.test(document.querySelector('#notice').innerText)")
         self.browser.until("location.hash === ''")
+        self.browser.js(
+            f"location.hash = 'from={int(first) + 9_000_000}&to={int(last) + 9_000_000}'"
+        )
+        self.browser.until("/yet to come/.test(document.querySelector('#notice').innerText)")
+        self.browser.until("location.hash === ''")
 
     def test_a_finger(self):
         """It leaves the crosshair where it was lifted, with the time at the chart; one that
@@ -6937,6 +6949,8 @@ class ThePast(InABrowser):
         self.finger((x, y), (x + 30, y))
         self.browser.until("cursorTime(shown) !== null && view.hover === null")
         self.browser.until("cards[2].readout?.words[0] === momentInWords(view.cursor)")
+        name = self.browser.js("cards[2].readout.words[1]")
+        self.assertRegex(name, "^\u2068in\u2069 [0-9]")  # a name in Arabic takes no number with it
         top = self.browser.js("cards[2].canvas.getBoundingClientRect().y + cards[2].readout.top")
         self.assertTrue(0 <= top <= 844)
         self.browser.js("document.querySelector('#live').click()")
