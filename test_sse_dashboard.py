@@ -7002,16 +7002,17 @@ class ThePast(InABrowser):
         chosen = "document.querySelector('#windows [aria-pressed=true]').innerText"
         self.browser.until(f"{chosen} === '30 min'")
         self.assertFalse(self.browser.js("holding"))
-        self.browser.js(  # what was asked for goes before other things than this tab has now
-            "past = {close() { window.ended = true; }},"
-            "adopt({state, link: shifted(link, -steady())})"
+        moments = "link: shifted(link, -steady())"
+        # What was asked for goes before other things than this tab has now; a fault ends it, too.
+        self.ends_the_past(f"adopt({{state, {moments}}})")
+        self.ends_the_past(f"hear({{kind: 'connection', after: state.lastEventId, {moments}}})")
+
+    def ends_the_past(self, call):
+        """The page gives up the stream that brings an older stretch."""
+        self.browser.js(
+            f"window.ended = false, past = {{close() {{ window.ended = true; }}}}, {call}, 0"
         )
         self.assertTrue(self.browser.js("window.ended && past === null"))
-        words = "{kind: 'connection', after: state.lastEventId, link: shifted(link, -steady())}"
-        self.browser.js(
-            f"window.ended = false, past = {{close() {{ window.ended = true; }}}}, hear({words})"
-        )
-        self.assertTrue(self.browser.js("window.ended && past === null"))  # a fault ends it, too
 
     def test_older_stretches_leave_the_stream_its_connection(self):
         """One tab at a time opens a second stream, and a fault ends it: a retry goes before."""
@@ -7034,8 +7035,7 @@ class ThePast(InABrowser):
             "navigator.locks.query().then(({held}) => { window.held = held.map(l => l.name); }), 0"
         )
         self.browser.until("window.held && !held.some(name => name.endsWith('older'))")
-        self.browser.js("past = {close() { window.ended = true; }}, fail(), 0")
-        self.assertTrue(self.browser.js("window.ended && past === null"))
+        self.ends_the_past("fail()")
 
     def test_what_is_published_between_ticks(self):
         """It is seen at once, however long the interval, and an alert leads to its own moment."""
